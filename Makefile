@@ -1,0 +1,24 @@
+# The two commands: `make train` and `make test`. Both set up .venv on first use and need only Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+
+train: .venv/ready
+	$(BIN)/python train.py --mode=bcp --p=1
+
+test: .venv/ready-dev
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/ready-dev: .venv/ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.PHONY: train test lint

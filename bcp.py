@@ -1,0 +1,110 @@
+"""Batch-wise convergent pre-training (BCP): the whole method, on any list of tensors, without a model in sight.
+
+Source: Yoshida et al., "Batch-wise Convergent Pre-training: Step-by-Step Learning Inspired by Child Language
+Development", First BabyLM Workshop 2025, pages 508-524. Where the poster is silent this file follows the readings
+listed in the README. For every batch X_t, from W_{t,0} on:
+
+    step 1   L      = cross-entropy of W on X_t                                  (the caller's business)
+    step 2   alpha' = alpha + eta (L - L_goal);   W' = AdamW(alpha' L)           Alpha.update, clip_and_scale
+    step 3   W      = W' - grad of (C/p) |W' - W_{t,0}|_p^p                      pull_back
+    step 4   next batch once alpha has fallen `patience` times in a row          Alpha.converged
+             and is below `threshold`; else the same batch again
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Alpha:
+    """The adaptive learning strength of one batch: it grows while the loss is above the goal, and falls below it."""
+
+    eta: float  # learning rate of alpha, per nat
+    goal: float  # L_goal, nats per token
+    threshold: float = 1.0
+    patience: int = 2  # falls in a row that count as "decreasing continuously"
+    max_repeats: int = 100  # safety stop
+    alpha: float = 1.0
+    falls: int = 0
+    repeats: int = 0
+
+    def update(self, loss: float) -> float:
+        """Step 2: alpha' = f(L, alpha) = alpha + eta (L - L_goal). `loss` L in nats per token.
+
+        Returns alpha' as the formula gives it. A fall is judged on that value; what multiplies the gradient, and what
+        the next repeat starts from, is `self.alpha` = max(alpha', 0), for a negative strength would climb the loss.
+        """
+        raw = self.alpha + self.eta * (loss - self.goal)
+        self.falls = self.falls + 1 if raw < self.alpha else 0
+        self.alpha = max(raw, 0.0)
+        self.repeats += 1
+        return raw
+
+    @property
+    def converged(self) -> bool:
+        """Step 4: look at alpha, never at the loss."""
+        return self.falls >= self.patience and self.alpha < self.threshold
+
+    @property
+    def done(self) -> bool:
+        """Time for the next batch: converged, or stopped for safety."""
+        return self.converged or self.repeats >= self.max_repeats
+
+
+@torch.no_grad()
+def pull_back(W: list[Tensor], anchor: list[Tensor], C: float, p: int, prox: bool = False) -> None:
+    """Step 3: W = W' - grad of (C/p) |W' - W_{t,0}|_p^p, in place. `anchor` is W_{t,0}, shapes as in W.
+
+    p = 1: every weight moves C toward its anchor (sign(0) = 0), and may overshoot it by less than C.
+    p = 2: every weight moves the share C of its distance.
+    prox: instead of the gradient step the proximal one, argmin over w of (C/p) |w - anchor|_p^p + |w - W'|_2^2 / 2
+          (Parikh & Boyd 2014, "Proximal Algorithms"). For p = 1, the soft threshold: a weight within C of its anchor
+          lands exactly on it.
+    """
+    D = torch._foreach_sub(W, anchor)  # W' - W_{t,0}
+    if p == 1 and prox:
+        near = torch._foreach_clamp_max(torch._foreach_clamp_min(D, -C), C)
+        torch._foreach_copy_(W, torch._foreach_add(anchor, torch._foreach_sub(D, near)))
+    elif p == 1:
+        torch._foreach_sub_(W, torch._foreach_sign(D), alpha=C)
+    else:
+        torch._foreach_sub_(W, D, alpha=C / (1 + C) if prox else C)
+
+
+@torch.no_grad()
+def clip_and_scale(gradients: list[Tensor], max_norm: float, alpha: float) -> None:
+    """From the gradient of L to that of alpha' L, in place: clip to `max_norm`, then multiply by alpha'.
+
+    In this order, because clipping last would undo alpha.
+    """
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0) * alpha)
+
+
+@torch.no_grad()
+def distance(W: list[Tensor], V: list[Tensor]) -> float:
+    """|W - V|_2 over all tensors together."""
+    return torch.nn.utils.get_total_norm(torch._foreach_sub(W, V)).item()
+
+
+def copy_to_host(x: Tensor) -> Callable[[], float]:
+    """Start copying a scalar to the host; the function returned waits for it and gives its value.
+
+    Called between forward and backward pass, it lets a GPU work on the backward pass while the host reads the loss
+    and decides about alpha.
+    """
+    if x.device.type != "cuda":
+        return x.item
+    host = torch.empty_like(x, device="cpu", pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> float:
+        arrived.synchronize()
+        return host.item()
+
+    return read

@@ -1,0 +1,651 @@
+"""From a corpus to a prepared folder: tokens, line and document boundaries, validation split, tokenizer.
+
+    python data.py --data=toy
+
+A *line* is an utterance, a sentence or a paragraph: the unit that curriculum.py orders. Files are split at "\\n" alone.
+An empty line, or the end of a file, ends a *document*: the unit that is held out for validation. A prepared folder has
+
+    tokens.bin      uint16: every line in corpus order, each followed by the end-of-text token
+    index.npz       line_start int64 (n_lines + 1,)  offset of each line in tokens.bin
+                    line_label uint8 (n_lines,)      how many tokens at the start of the line are its speaker label
+                    line_seen bool (n_lines,)        validation line whose text also stands in a training line
+                    doc_start int64 (n_docs + 1,)    first line of each document
+                    doc_val bool (n_docs,)           held out for validation
+    tokenizer.json  name, split pattern and tokens (base64, in rank order): all that tiktoken needs
+    pairs.json      toy corpus only: {UID: [[good ids, bad ids], ...]}, its minimal pairs, without end-of-text
+    meta.json       counts, settings, size and digest of every other file; written last
+
+The tokenizer is a byte-level BPE trained on the corpus itself (rustbpe trains, tiktoken encodes) or tiktoken's GPT-2.
+"""
+
+import argparse
+import base64
+import gzip
+import hashlib
+import http.client
+import json
+import os
+import re
+import secrets
+import shutil
+import ssl
+import stat
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+FORMAT = 1  # of the prepared folder; a change here makes every corpus be prepared again
+EOT = "<|endoftext|>"
+MIN_VOCAB, MAX_VOCAB = 257, 65536  # 256 bytes and end-of-text; what uint16 can hold
+SUFFIXES = (".txt", ".train", ".txt.gz", ".train.gz")
+
+# name: (address, name of the archive, its md5 where known)
+DOWNLOADS = {
+    "babylm-10m": ("https://osf.io/download/5mk3x/", "train_10M.zip", "dc67e5d2db96ed4f76cb072e2504a18c"),
+    "babylm-100m": ("https://osf.io/download/rduj2/", "train_100M.zip", None),
+}
+DOWNLOAD_PAGE = "https://osf.io/ad7qg"
+DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+MAX_UNPACKED = 4 << 30  # bytes; the larger corpus has about 0.6 GB
+
+# GPT-2's pattern with every repetition bounded: no input makes the regex engine backtrack until it panics (a million
+# spaces do, otherwise), or makes a word of megabytes on which BPE takes hours. A tab is always a piece of its own, so
+# that a token boundary follows every speaker label.
+PATTERN = r"""'(?i:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]{1,16}|\t|\s{1,16}(?!\S)|\s"""
+
+# Longer lines are trained on and encoded in pieces of so many characters: the pattern of --tokenizer=gpt2 does panic on
+# a million spaces, and rustbpe holds many pieces in memory at a time.
+LONGEST_PIECE = 100_000
+
+LABEL = re.compile(r"\*?[^\W_](?:[^\W_]|[ .'\-]){0,31}:\t")
+
+
+class DataError(ValueError):
+    """A wrong corpus or setting. Its message is one line: the flag or file, what is wrong, what would be right."""
+
+
+# ---------------------------------------------------------------------------------------------- prepared folders
+
+
+@dataclass
+class Corpus:
+    """An opened prepared folder; the arrays are described at the top of this file."""
+
+    folder: Path
+    tokens: np.memmap
+    line_start: np.ndarray
+    line_label: np.ndarray
+    line_seen: np.ndarray
+    doc_start: np.ndarray
+    doc_val: np.ndarray
+    meta: dict
+    pairs: dict[str, list] | None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.meta["vocab_size"]
+
+    @property
+    def eot(self) -> int:
+        return self.meta["eot"]
+
+    def train_lines(self) -> np.ndarray:
+        """Indices (int64) of the lines of training documents, in corpus order."""
+        return np.flatnonzero(~np.repeat(self.doc_val, np.diff(self.doc_start)))
+
+    def val_lines(self) -> np.ndarray:
+        """Indices (int64) of the lines of validation documents, in corpus order, those with line_seen included."""
+        return np.flatnonzero(np.repeat(self.doc_val, np.diff(self.doc_start)))
+
+
+def open_prepared(folder: Path) -> Corpus:
+    """Open a prepared folder after checking size and digest of every file in it (about a second per GB).
+
+    Raises DataError naming the file that is missing, damaged or of another format version.
+    """
+    folder = Path(folder)
+    meta = read_sealed(folder / "meta.json", FORMAT)
+    for name, known in meta["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing; delete the folder {folder} and prepare the corpus again")
+        if path.stat().st_size != known["bytes"] or file_digest(path) != known["blake2b"]:
+            raise DataError(f"{path} is damaged (not as meta.json records it); {again(path)}")
+    with np.load(folder / "index.npz", allow_pickle=False) as index:
+        arrays = {name: index[name] for name in ("line_start", "line_label", "line_seen", "doc_start", "doc_val")}
+    tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
+    pairs = json.loads((folder / "pairs.json").read_bytes()) if "pairs.json" in meta["files"] else None
+    return Corpus(folder, tokens, **arrays, meta=meta, pairs=pairs)
+
+
+def load_tokenizer(path: Path) -> "tiktoken.Encoding":  # noqa: F821
+    """The tokenizer of a tokenizer.json, end-of-text (its last id) as the only special token.
+
+    Needs neither rustbpe nor a network. Raises DataError if the file is missing or damaged.
+    """
+    import tiktoken
+
+    spec = read_sealed(Path(path))
+    try:
+        ranks = {base64.b64decode(token, validate=True): rank for rank, token in enumerate(spec["tokens"])}
+        if len(ranks) != len(spec["tokens"]) or not all(bytes([b]) in ranks for b in range(256)):
+            raise ValueError("a token stands twice or one of the 256 bytes is missing")
+        special = {EOT: len(ranks)}
+        return tiktoken.Encoding(spec["name"], pat_str=spec["pattern"], mergeable_ranks=ranks, special_tokens=special)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no tokenizer ({one_line(error)}); {again(path)}") from None
+
+
+def write_sealed(path: Path, content: dict) -> None:
+    """Write JSON whose last entry is a digest of the others."""
+    path.write_bytes(sealed(content))
+
+
+def read_sealed(path: Path, version: int | None = None) -> dict:
+    """Read what write_sealed wrote. DataError unless it is, byte for byte, what write_sealed would write."""
+    try:
+        raw = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is missing; {again(path)}") from None
+    try:
+        content = json.loads(raw)
+        seal = content.pop("seal")
+        whole = version is None or content["format"] == version
+        if whole and (sealed(content) != raw or not seal):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{path} is damaged or was edited (its digest does not match); {again(path)}") from None
+    if not whole:
+        raise DataError(f"{path} has format version {content['format']!r}, this program reads {version}; {again(path)}")
+    return content
+
+
+def sealed(content: dict) -> bytes:
+    seal = hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+    return (json.dumps(content | {"seal": seal}, indent=1) + "\n").encode()
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+
+
+def again(path: Path) -> str:
+    return f"delete the folder {Path(path).parent} and prepare the corpus again, or restore it from a copy"
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A working folder beside `final` that takes its name when the block ends well, and is removed when it does not.
+
+    If another process was first, its folder stays. A killed process leaves its working folder (its name starts with a
+    dot), which nothing reads and anybody may delete.
+    """
+    work = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    work.mkdir(parents=True)
+    try:
+        yield work
+        try:
+            work.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------- text
+
+
+def corpus_files(path: Path) -> list[Path]:
+    """The text files of a corpus: the file itself, or a folder's files in the order of their relative paths."""
+    if path.is_file():
+        return [path]
+    files = [p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file()]
+    if not files:
+        raise DataError(f"--data: the folder {path} holds no text; it needs *.txt or *.train files (or those .gz)")
+    return sorted(files, key=lambda p: p.relative_to(path).as_posix())
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"--data: {path} is cut off or damaged ({one_line(error)}); it must be a whole .gz") from None
+
+
+def hash_files(files: list[Path], bar) -> tuple[str, int]:
+    """Digest of the files' (unpacked) contents in order, and their length in bytes."""
+    outer, size = hashlib.blake2b(digest_size=16), 0
+    for path in files:
+        inner = hashlib.blake2b(digest_size=16)
+        with open_text(path) as file:
+            while chunk := file.read(1 << 20):
+                inner.update(chunk)
+                size += len(chunk)
+                bar.update(len(chunk))
+        outer.update(inner.digest())  # digests, not contents: the end of a file ends a document
+    return outer.hexdigest(), size
+
+
+def file_lines(files: list[Path], encoding_errors: str, bar) -> Iterator[str]:
+    """The lines of the files without their "\\n"; "" marks the end of a document (possibly many in a row)."""
+    for path in files:
+        offset = 0
+        with open_text(path) as file:
+            for raw in file:
+                try:
+                    line = raw.removesuffix(b"\n").decode("utf-8", encoding_errors)
+                except UnicodeDecodeError as error:
+                    at = offset + error.start
+                    raise DataError(f"--data: {path} is not UTF-8 at byte {at} (counted from 0); convert it to UTF-8, "
+                                    "or go on with --encoding-errors=replace") from None  # fmt: skip
+                # A lone "\r" is how an empty line looks in a file with CRLF line ends. Other "\r" belong to the text.
+                yield "" if line == "\r" else line
+                offset += len(raw)
+                bar.update(len(raw))
+        yield ""
+
+
+def toy_lines(bar) -> Iterator[str]:
+    import toy
+
+    for scene in toy.documents():
+        for line in scene:
+            yield line
+            bar.update(len(line) + 1)
+        yield ""
+
+
+def split_label(line: str) -> tuple[str, str]:
+    """Speaker label ("*MOT:\\t", "Mrs. B-2:\\t"; "" if there is none) and the rest of the line."""
+    match = LABEL.match(line)
+    return (match[0], line[match.end() :]) if match else ("", line)
+
+
+def pieces(text: str) -> Iterator[str]:
+    return (text[i : i + LONGEST_PIECE] for i in range(0, len(text), LONGEST_PIECE))
+
+
+# ---------------------------------------------------------------------------------------------- tokenizer
+
+
+def train_bpe(lines: Iterable[str], vocab_size: int, exact: bool) -> dict:
+    """Train a byte-level BPE of `vocab_size` tokens, end-of-text included; fewer if the text gives no more.
+
+    Raises DataError if the text gives fewer and the number was asked for (`exact`).
+    """
+    import rustbpe
+
+    bpe = rustbpe.Tokenizer()
+    # A small buffer: rustbpe holds this many pieces at a time.
+    bpe.train_from_iterator((p for line in lines for p in pieces(line)), vocab_size - 1, 1024, PATTERN)
+    tokens = [bytes(token) for token, _ in sorted(bpe.get_mergeable_ranks(), key=lambda entry: entry[1])]
+    if exact and len(tokens) + 1 < vocab_size:
+        raise DataError(f"--vocab-size={vocab_size} is more than this text gives; the largest is {len(tokens) + 1}")
+    return tokenizer_spec("bpe", PATTERN, tokens)
+
+
+def gpt2_tokenizer() -> dict:
+    """tiktoken's GPT-2 tokenizer, fetched by tiktoken the first time. Raises DataError if that fails."""
+    import tiktoken
+
+    try:
+        gpt2 = tiktoken.get_encoding("gpt2")
+    except Exception as error:  # whatever requests, the disk cache or tiktoken's check of the download raises
+        raise DataError("--tokenizer=gpt2 needs a network the first time, and fetching it failed "
+                        f"({type(error).__name__}); --tokenizer=bpe needs none") from None  # fmt: skip
+    return tokenizer_spec("gpt2", gpt2._pat_str, [gpt2.decode_single_token_bytes(i) for i in range(gpt2.eot_token)])
+
+
+def tokenizer_spec(name: str, pattern: str, tokens: list[bytes]) -> dict:
+    return {"name": name, "pattern": pattern, "tokens": [base64.b64encode(token).decode() for token in tokens]}
+
+
+# ---------------------------------------------------------------------------------------------- preparation
+
+
+def prepare(
+    data: str,
+    cache: Path,
+    tokenizer: str = "bpe",
+    vocab_size: int | None = None,
+    propose: int = 16384,
+    val_share: float = 0.05,
+    encoding_errors: str = "strict",
+    quiet: bool = False,
+) -> Path:
+    """Prepare a corpus, or find it prepared in `cache`, and return its folder.
+
+    data: 'toy', 'babylm-10m', 'babylm-100m', a text file, a folder of them, or a prepared folder (returned as it is).
+    vocab_size: tokens, end-of-text included; None takes `propose`, or as many as the text gives, and says so.
+    val_share: share of the documents to hold out for validation, 0 <= val_share < 1; 0 holds out none.
+    Raises DataError for a wrong corpus or setting, OSError if the machine fails.
+    """
+    cache = Path(cache)
+    wanted = check_settings(tokenizer, vocab_size, propose, val_share, encoding_errors)
+    if data not in ("toy", *DOWNLOADS) and (not data or not Path(data).exists()):
+        raise DataError(f"--data: {data!r} is no corpus; it takes toy, {', '.join(DOWNLOADS)}, a text file, a folder "
+                        "of *.txt or *.train files (or those .gz), or a prepared folder")  # fmt: skip
+
+    if data == "toy":
+        import toy
+
+        name, lines, n_bytes = "toy", toy_lines, None
+        content = file_digest(Path(toy.__file__))
+    else:
+        root = fetch(data, cache, quiet) if data in DOWNLOADS else Path(data)
+        if (root / "meta.json").exists():
+            check_vocab(open_prepared(root), tokenizer, vocab_size)
+            return root
+        name = data if data in DOWNLOADS else re.sub(r"[^\w.-]+", "-", root.resolve().name).strip("-.")[:40] or "corpus"
+        files = corpus_files(root)
+        with progress("reading", None, quiet) as bar:
+            content, n_bytes = hash_files(files, bar)
+        lines = partial(file_lines, files, encoding_errors)
+
+    settings = dict(
+        tokenizer=tokenizer, vocab_size=wanted, val_share=float(val_share), encoding_errors=encoding_errors
+    )
+    key = hashlib.blake2b(json.dumps([FORMAT, content, settings]).encode()).hexdigest()[:12]
+    folder = cache / f"{name}-{key}"
+    if not folder.is_dir():
+        with progress("reading", None, quiet=True) as bar:
+            if not any(lines(bar=bar)):
+                raise DataError(f"--data: {data} holds no line of text; a corpus needs at least one")
+        with new_folder(folder) as work:
+            with progress("tokenizer", n_bytes, quiet) as bar:
+                bpe = tokenizer == "bpe"
+                spec = train_bpe(lines(bar=bar), wanted, vocab_size is not None) if bpe else gpt2_tokenizer()
+            write_sealed(work / "tokenizer.json", spec)
+            encoding = load_tokenizer(work / "tokenizer.json")
+            with progress("encoding", n_bytes, quiet) as bar:
+                index, n_words = encode_lines(lines(bar=bar), encoding, work / "tokens.bin", val_share)
+            np.savez(work / "index.npz", **index)
+            if data == "toy":
+                (work / "pairs.json").write_text(json.dumps(encode_pairs(encoding)))
+            counts = dict(
+                n_tokens=int(index["line_start"][-1]),
+                n_lines=len(index["line_label"]),
+                n_docs=len(index["doc_val"]),
+                n_val_docs=int(index["doc_val"].sum()),
+                n_words=n_words,
+            )
+            files = {p.name: {"bytes": p.stat().st_size, "blake2b": file_digest(p)} for p in sorted(work.iterdir())}
+            vocabulary = dict(vocab_size=encoding.n_vocab, eot=encoding.n_vocab - 1)
+            meta = dict(format=FORMAT, corpus=name, content=content, settings=settings, files=files)
+            write_sealed(work / "meta.json", meta | vocabulary | counts)
+
+    corpus = open_prepared(folder)
+    check_vocab(corpus, tokenizer, vocab_size)
+    if corpus.vocab_size < wanted:
+        say(f"data: the text gives a vocabulary of {corpus.vocab_size} tokens, not the {wanted} proposed", quiet)
+    if val_share and not corpus.doc_val.any():
+        say("data: the corpus has only one document (empty lines end documents): no validation", quiet)
+    return folder
+
+
+def check_settings(tokenizer: str, vocab_size: int | None, propose: int, val_share: float, encoding_errors: str) -> int:
+    """The vocabulary size to aim at. Raises DataError for a setting out of range."""
+    if tokenizer not in ("bpe", "gpt2"):
+        raise DataError(f"--tokenizer={tokenizer} is unknown; it takes bpe or gpt2")
+    if tokenizer == "gpt2" and vocab_size not in (None, 50257):
+        raise DataError(f"--vocab-size={vocab_size} does not go with --tokenizer=gpt2, which has 50257; leave it out")
+    wanted = 50257 if tokenizer == "gpt2" else propose if vocab_size is None else vocab_size
+    if not MIN_VOCAB <= wanted <= MAX_VOCAB:
+        raise DataError(f"--vocab-size={wanted} is out of range; it takes {MIN_VOCAB} (the bytes) to {MAX_VOCAB}")
+    if not 0 <= val_share < 1:
+        raise DataError(f"--val-share={val_share} is out of range; it takes a number from 0 to below 1")
+    if encoding_errors not in ("strict", "replace"):
+        raise DataError(f"--encoding-errors={encoding_errors} is unknown; it takes strict or replace")
+    return wanted
+
+
+def check_vocab(corpus: Corpus, tokenizer: str, vocab_size: int | None) -> None:
+    """A prepared corpus cannot change its tokenizer; one prepared from a proposal may have fewer tokens than asked."""
+    if vocab_size not in (None, corpus.vocab_size):
+        raise DataError(f"--vocab-size={vocab_size} does not suit {corpus.folder}, whose tokenizer has (and, if made from "
+                        f"a proposal, can have) {corpus.vocab_size} tokens; leave it out")  # fmt: skip
+    if tokenizer == "gpt2" != corpus.meta["settings"]["tokenizer"]:
+        raise DataError(f"--tokenizer=gpt2 does not suit {corpus.folder}, prepared with bpe; prepare from text instead")
+
+
+def encode_lines(lines: Iterable[str], encoding, path: Path, val_share: float) -> tuple[dict[str, np.ndarray], int]:
+    """Write the tokens of all lines to `path`; return the arrays of index.npz and the number of words.
+
+    Holds 17 bytes a line in memory and never the text.
+    """
+    line_start, line_label, line_hash = array("q", [0]), array("B"), array("Q")
+    doc_start, doc_hash = array("q", [0]), array("Q")
+    encode = encoding.encode_ordinary
+    encode_label = lru_cache(4096)(encode)
+    eot, n_tokens, n_words = encoding.n_vocab - 1, 0, 0
+    buffer = array("H")
+    document = hashlib.blake2b(digest_size=8)
+    with open(path, "wb") as out:
+        for line in lines:
+            if not line:
+                if len(line_label) > doc_start[-1]:
+                    doc_start.append(len(line_label))
+                    doc_hash.append(int.from_bytes(document.digest(), "little"))
+                    document = hashlib.blake2b(digest_size=8)
+                continue
+            # Label and rest apart, so that the label is a whole number of tokens whatever the tokenizer. With PATTERN
+            # this is what encoding the whole line gives.
+            label, text = split_label(line)
+            if label:
+                ids = encode_label(label)
+                line_label.append(len(ids))
+                buffer.extend(ids)
+                n_tokens += len(ids)
+            else:
+                line_label.append(0)
+            for piece in (text,) if len(text) <= LONGEST_PIECE else pieces(text):
+                ids = encode(piece)
+                buffer.extend(ids)
+                n_tokens += len(ids)
+            buffer.append(eot)
+            n_tokens += 1
+            line_start.append(n_tokens)
+            n_words += len(line.split())
+            document.update(line.encode() + b"\n")
+            line_hash.append(int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little"))
+            if len(buffer) > 1 << 20:
+                buffer.tofile(out)
+                del buffer[:]
+        buffer.tofile(out)
+
+    doc_val = choose_validation(np.frombuffer(doc_hash, np.uint64), val_share)
+    val = np.repeat(doc_val, np.diff(np.frombuffer(doc_start, np.int64)))
+    hashes = np.frombuffer(line_hash, np.uint64)
+    seen = np.zeros(len(val), bool)
+    seen[val] = np.isin(hashes[val], hashes[~val])
+    index = {
+        "line_start": np.frombuffer(line_start, np.int64),
+        "line_label": np.frombuffer(line_label, np.uint8),
+        "line_seen": seen,
+        "doc_start": np.frombuffer(doc_start, np.int64),
+        "doc_val": doc_val,
+    }
+    return index, n_words
+
+
+def choose_validation(doc_hash: np.ndarray, val_share: float) -> np.ndarray:
+    """Which documents to hold out, by the hash (uint64) of their content: identical documents share a side.
+
+    A small corpus in which the hash picks none, or all, holds out the lowest hash, or spares the highest.
+    """
+    distinct = np.unique(doc_hash)
+    if val_share == 0 or len(distinct) == 1:
+        return np.zeros(len(doc_hash), bool)
+    val = doc_hash < np.uint64(int(val_share * 2**64))
+    if not val.any():
+        return doc_hash == distinct[0]
+    return doc_hash != distinct[-1] if val.all() else val
+
+
+def encode_pairs(encoding) -> dict[str, list]:
+    import toy
+
+    encode = encoding.encode_ordinary
+    pairs = toy.minimal_pairs()
+    return {uid: [[encode(p["sentence_good"]), encode(p["sentence_bad"])] for p in pairs[uid]] for uid in pairs}
+
+
+def progress(what: str, total: int | None, quiet: bool):
+    """A bar that counts bytes; invisible unless stderr is a terminal and the work takes more than a second."""
+    from tqdm import tqdm
+
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=1, disable=True if quiet else None)
+
+
+def say(line: str, quiet: bool) -> None:
+    if not quiet:
+        print(line, file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------- downloads
+
+
+def fetch(name: str, cache: Path, quiet: bool) -> Path:
+    """The folder with the text of a published corpus: found in the cache, unpacked from a zip there, or downloaded.
+
+    Raises DataError, saying what to fetch by hand and where to put it, if the download fails.
+    """
+    url, zip_name, md5 = DOWNLOADS[name]
+    folder, archive = cache / "download" / name, cache / "download" / zip_name
+    if folder.is_dir():
+        return folder
+    by_hand = f"fetch {url} by hand (page: {DOWNLOAD_PAGE}) and put it at {archive}, or its *.train files into {folder}"
+    part = archive.with_name(f".{zip_name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        if not archive.exists():
+            archive.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                download(url, part, quiet)
+                check_md5(part, md5)
+            except DataError as error:
+                raise DataError(f"--data={name}: {error}; {by_hand}") from None
+            part.replace(archive)
+        else:
+            try:
+                check_md5(archive, md5)
+            except DataError as error:
+                raise DataError(f"--data={name}: {archive}: {error}; delete it, then {by_hand}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    unpack(archive, folder)
+    return folder
+
+
+def download(url: str, path: Path, quiet: bool) -> None:
+    """Download to `path`. Raises DataError if the server cannot be reached, answers with an error or cuts off."""
+    request = urllib.request.Request(url, headers={"User-Agent": "python-urllib"})
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response, open(path, "wb") as out:
+            announced = response.headers.get("Content-Length", "")
+            total = int(announced) if announced.isdigit() else None
+            with progress("download", total, quiet) as bar:
+                while chunk := response.read(1 << 16):
+                    out.write(chunk)
+                    bar.update(len(chunk))
+                    if out.tell() > MAX_UNPACKED:
+                        raise DataError(f"{url} sends more than {MAX_UNPACKED} bytes")
+            if total is not None and out.tell() != total:
+                raise DataError(f"{url} was cut off after {out.tell()} of {total} bytes")
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+        raise DataError(f"{url} cannot be had ({one_line(error)})") from None
+
+
+def check_md5(path: Path, md5: str | None) -> None:
+    if md5 is None:
+        return
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if found != md5:
+        raise DataError(f"not the published file (md5 {found}, {path.stat().st_size} bytes; the published has {md5})")
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack the *.txt and *.train members of a zip into `folder` under their base names, all or nothing.
+
+    Raises DataError for an archive that is damaged, holds no text, or could write outside the folder.
+    """
+    try:
+        with zipfile.ZipFile(archive) as source:
+            members: dict[str, zipfile.ZipInfo] = {}
+            for info in source.infolist():
+                parts = info.filename.replace("\\", "/").split("/")
+                if not parts[0] or ".." in parts or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
+                    raise DataError(f"{archive} holds {info.filename!r}, a link or a path out of its folder: refused")
+                # __MACOSX holds Apple's file attributes under the names of the files.
+                if parts[0] == "__MACOSX" or not parts[-1].lower().endswith((".txt", ".train")):
+                    continue
+                if parts[-1].lower() in map(str.lower, members):
+                    raise DataError(f"{archive} holds two files named {parts[-1]}: refused")
+                members[parts[-1]] = info
+            if not members:
+                raise DataError(f"{archive} holds no *.train or *.txt file")
+            room = MAX_UNPACKED
+            with new_folder(folder) as work:
+                for name, info in members.items():
+                    with source.open(info) as member, open(work / name, "wb") as out:
+                        while chunk := member.read(1 << 20):
+                            room -= len(chunk)
+                            if room < 0:
+                                raise DataError(f"{archive} unpacks to more than {MAX_UNPACKED} bytes: refused")
+                            out.write(chunk)
+    except (DataError, OSError):
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds for a damaged archive
+        raise DataError(f"{archive} is no whole zip ({one_line(error)}); delete it and fetch it again") from None
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+def main() -> None:
+    # Without the usage text an error is one line.
+    parser = argparse.ArgumentParser(description="Prepare a corpus, print folder and counts.", usage=argparse.SUPPRESS)
+    corpora = f"toy, {', '.join(DOWNLOADS)}, a text file, a folder of *.txt, *.train (or those .gz), a prepared folder"
+    parser.add_argument("--data", default="toy", help=f"{corpora} (default: toy)")
+    parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where to (default: data/cache)")
+    parser.add_argument("--tokenizer", default="bpe", help="bpe, trained on the corpus, or gpt2 (default: bpe)")
+    parser.add_argument("--vocab-size", type=int, help="with end-of-text (default: 16384, or what the text gives)")
+    parser.add_argument("--val-share", type=float, default=0.05, help="share of documents held out (default: 0.05)")
+    parser.add_argument("--encoding-errors", default="strict", help="strict, or replace what is not UTF-8")
+    flags = vars(parser.parse_args())
+    try:
+        folder = prepare(**flags)
+        corpus = open_prepared(folder)
+    except DataError as error:
+        parser.error(str(error))
+    except OSError as error:
+        parser.exit(1, f"data.py: error: {one_line(error)}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "data.py: interrupted\n")
+    print(folder)
+    for count in ("n_words", "n_tokens", "vocab_size", "n_lines", "n_docs", "n_val_docs"):
+        print(f"{count:>12} {corpus.meta[count]:>12,}")
+    print(f"{'seen lines':>12} {int(corpus.line_seen.sum()):>12,} of {len(corpus.val_lines()):,} validation lines")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The language model: a small decoder-only transformer with the architecture of Qwen2.5.
+
+RMSNorm before each sub-layer, rotary positions, grouped-query attention with biases on q, k and v only, a SwiGLU MLP,
+and one matrix for the embedding and the output head. Every parameter has the name that it has in Hugging Face's
+`Qwen2ForCausalLM` (transformers, `modeling_qwen2.py`), so that weights map one to one.
+
+`python model.py` prints the presets and how many parameters each one has.
+
+Shapes: B sequences, T positions, C channels (n_embd), nh query heads, nkv key/value heads, hs head size, V vocabulary.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sizes of a model. Raises ValueError, naming the flag, for sizes that do not fit together."""
+
+    n_layer: int  # transformer blocks
+    n_embd: int  # width C of the residual stream
+    n_head: int  # query heads
+    n_kv_head: int  # key/value heads, each shared by n_head / n_kv_head query heads
+    n_mlp: int  # hidden width of the SwiGLU MLP
+    vocab_size: int  # including the end-of-text token
+    rope_theta: float = 1e6  # base of the rotary frequencies
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"--n-embd={self.n_embd}: must be an even multiple of --n-head={self.n_head}")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"--n-kv-head={self.n_kv_head}: must divide --n-head={self.n_head}")
+
+
+# The vocabulary is only proposed here: the tokenizer decides it.
+PRESETS = {
+    "117m": Config(n_layer=12, n_embd=768, n_head=12, n_kv_head=3, n_mlp=3136, vocab_size=16384),
+    "small": Config(n_layer=6, n_embd=320, n_head=5, n_kv_head=1, n_mlp=1024, vocab_size=8192),
+    "tiny": Config(n_layer=4, n_embd=128, n_head=4, n_kv_head=2, n_mlp=384, vocab_size=2048),
+}
+
+
+def rotary(T: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles of positions 0 .. T-1, each (T, hs) in float32 (Su et al., arXiv 2104.09864)."""
+    frequencies = theta ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)  # (hs/2)
+    angles = torch.outer(torch.arange(T, device=device, dtype=torch.float32), frequencies)  # (T, hs/2)
+    angles = torch.cat((angles, angles), dim=-1)  # (T, hs)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + hs/2}) by its position's angle. x (B, heads, T, hs), cos and sin (T, hs)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.head_size = config.n_embd // config.n_head
+        self.q_proj = nn.Linear(config.n_embd, config.n_head * self.head_size, bias=True)
+        self.k_proj = nn.Linear(config.n_embd, config.n_kv_head * self.head_size, bias=True)
+        self.v_proj = nn.Linear(config.n_embd, config.n_kv_head * self.head_size, bias=True)
+        self.o_proj = nn.Linear(config.n_head * self.head_size, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nh, T, hs)
+        k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nkv, T, hs)
+        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nkv, T, hs)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # (B, nh, T, hs)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.n_embd, config.n_mlp, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.n_mlp, bias=False)
+        self.down_proj = nn.Linear(config.n_mlp, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """Token ids (B, T) in, logits (B, T, V) or a loss out. Weights from N(0, 0.02), biases 0, norms 1."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """Logits (B, T, V); with targets (B, T), the cross-entropy in nats per token, float32, instead.
+
+        A target of -100 does not count. reduction: "mean" (a scalar) or "none" (B, T), as in F.cross_entropy.
+        """
+        x = self.model.embed_tokens(tokens)  # (B, T, C)
+        cos, sin = rotary(tokens.size(1), self.config.n_embd // self.config.n_head, self.config.rope_theta, x.device)
+        for block in self.model.layers:
+            x = block(x, cos, sin)
+        logits = F.linear(self.model.norm(x), self.model.embed_tokens.weight)  # (B, T, V); the head is the embedding
+        if targets is None:
+            return logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
+        return loss if reduction == "mean" else loss.view_as(targets)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers are learnt; the tied head counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is CUDA, else Apple's MPS, else the CPU. ValueError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind, _, index = name.partition(":")
+    if not available.get(kind) or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise ValueError(f"--device={name}: not on this machine; it has {there}")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the matrix products; "auto" is bfloat16 on a GPU that has it, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description="Print the presets and their sizes.")
+    parser.parse_args()
+    print("preset    layers  width  heads  kv heads   mlp  vocabulary   parameters")
+    for name, c in PRESETS.items():
+        with torch.device("meta"):
+            n = count_parameters(Transformer(c))
+        sizes = f"{c.n_layer:6} {c.n_embd:6} {c.n_head:6} {c.n_kv_head:9} {c.n_mlp:5} {c.vocab_size:11}"
+        print(f"{name:9} {sizes} {n:12,}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,620 @@
+"""Train a language model with batch-wise convergent pre-training, or with one of the regimes it is compared to.
+
+    python train.py --mode=bcp --p=1                    # the built-in corpus, two minutes on a laptop
+    python train.py --mode=bcp --p=1 --data=my_texts    # a file or a folder of text
+
+The regimes (--mode) differ by which batch comes next and by when a batch is done; see `train` at the end of this file.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+# What a preset of model.py is trained with unless a flag says otherwise.
+PRESET_DEFAULTS = {
+    "117m": {"block_size": 512, "batch_size": 64, "lr": 6e-4, "warmup": 200},
+    "small": {"block_size": 256, "batch_size": 32, "lr": 1e-3, "warmup": 100},
+    "tiny": {"block_size": 64, "batch_size": 32, "lr": 2e-3, "warmup": 20},
+}
+DEFAULT_C = {1: 1e-4, 2: 0.01}  # measured for each p, results/LOG.md
+GOAL_SHARE = 0.5  # the default goal, as a share of the entropy of single tokens; results/LOG.md
+
+# Flags which may differ when a run is resumed: none of them changes what is computed.
+RESUMABLE = {"resume", "overwrite", "out", "max_updates", "save_every", "device", "compile", "cache"}
+
+
+def number(kind: type, least: float, most: float = math.inf, above: bool = False):
+    """A parser of flags: a finite number of that kind, at least `least` (more than it with `above`), at most `most`."""
+    wanted = {int: "a whole number", float: "a number"}[kind] + (" above " if above else " of at least ") + f"{least:g}"
+    wanted += f" and at most {most:g}" if most < math.inf else ""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {wanted}")
+        return value
+
+    return parse
+
+
+def device_name(text: str) -> str:
+    kind, _, index = text.partition(":")
+    if text not in ("auto", "cpu", "cuda", "mps") and not (kind == "cuda" and index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def get_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )
+    count, positive = number(int, 1), number(float, 0, above=True)
+
+    # fmt: off
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
+        "a prepared folder, babylm-10m or babylm-100m (default: toy)")
+    add("--tokenizer", choices=("bpe", "gpt2"), default="bpe", help="bpe, trained on the corpus, or gpt2 (default: bpe)")
+    add("--vocab-size", type=number(int, 257, 65536), help="tokens, end-of-text included (default: the preset's)")
+    add("--val-share", type=number(float, 0, 0.5), default=0.05, help="share of documents held out (default: 0.05)")
+    add("--val-tokens", type=count, default=65536, help="tokens of them in an evaluation, at most (default: 65536)")
+    add("--encoding-errors", choices=("strict", "replace"), default="strict",
+        help="text that is not UTF-8: stop, or put U+FFFD in its place (default: strict)")
+    add("--cache", type=Path, default=Path("data/cache"), help="where prepared corpora are kept (default: data/cache)")
+
+    group = parser.add_argument_group("model", "the sizes default to the preset's")
+    add = group.add_argument
+    add("--preset", choices=PRESET_DEFAULTS, help="117m, small or tiny (default: 117m with a GPU, else tiny)")
+    add("--n-layer", type=count, help="transformer blocks")
+    add("--n-embd", type=count, help="width")
+    add("--n-head", type=count, help="query heads")
+    add("--n-kv-head", type=count, help="key/value heads")
+    add("--n-mlp", type=count, help="hidden width of the MLP")
+    add("--block-size", type=count, help="T, tokens per sequence (default: tiny 64, small 256, 117m 512)")
+
+    group = parser.add_argument_group("method")
+    add = group.add_argument
+    add("--mode", choices=("random", "curriculum", "curriculum-repeat", "bcp"), default="bcp",
+        help="random: each batch once, reshuffled every epoch; curriculum: each batch once, easy to hard; "
+        "curriculum-repeat: each batch several times in a row; bcp: each until alpha has converged (default: bcp)")
+    add("--order", choices=("curriculum", "random"), help="order of the lines that batches are cut from: easy to hard, "
+        "or shuffled once (default: random with --mode=random, else curriculum)")
+    add("--difficulty", choices=("surprisal", "length", "rarity"), default="surprisal",
+        help="of a line: its unigram surprisal, its tokens, its mean surprisal (default: surprisal)")
+    add("--repeats", type=count, help="curriculum-repeat: times in a row (default: --epochs)")
+    add("--p", type=int, choices=(1, 2), default=1, help="bcp: the norm of the pull-back to the anchor (default: 1)")
+    add("--C", type=number(float, 0), help="bcp: strength of the pull-back at the peak learning rate: with p=1 weight "
+        f"per update (default: {DEFAULT_C[1]:g}), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
+    add("--prox", action="store_true", help="bcp: pull back by the proximal step, which never overshoots the anchor")
+    add("--eta", type=positive, default=0.1, help="bcp: learning rate of alpha, per nat (default: 0.1)")
+    add("--goal", type=positive, help="bcp: L_goal, nats per token; a little above what --mode=random reaches is good "
+        f"(default: {GOAL_SHARE} of the entropy of the corpus's single tokens)")
+    add("--threshold", type=positive, default=1.0, help="bcp: alpha has converged below it (default: 1)")
+    add("--patience", type=count, default=2, help="bcp: ... and after this many falls in a row (default: 2)")
+    add("--max-repeats", type=count, default=100, help="bcp: leave a batch after so many repeats (default: 100)")
+
+    group = parser.add_argument_group("optimisation")
+    add = group.add_argument
+    add("--epochs", type=count, default=10, help="the budget in every mode: epochs x batches updates (default: 10)")
+    add("--batch-size", type=count, help="sequences per update (default: tiny and small 32, 117m 64)")
+    add("--grad-accum", type=count, default=1, help="parts that a batch is processed in, to save memory (default: 1)")
+    add("--lr", type=positive, help="peak learning rate of AdamW (default: tiny 2e-3, small 1e-3, 117m 6e-4)")
+    add("--lr-schedule", choices=("constant", "cosine", "wsd"), default="constant",
+        help="after the warm-up; cosine, and wsd in its last fifth, fall to 0 (default: constant)")
+    add("--warmup", type=number(int, 0), help="updates of linear warm-up (default: tiny 20, small 100, 117m 200)")
+    add("--weight-decay", type=number(float, 0), default=0.1, help="on matrices only (default: 0.1)")
+    add("--beta1", type=number(float, 0, 0.9999), default=0.9, help="of AdamW (default: 0.9)")
+    add("--beta2", type=number(float, 0, 0.99999), default=0.95, help="of AdamW (default: 0.95)")
+    add("--clip", type=positive, default=1.0, help="largest norm of the gradient of L, before alpha (default: 1)")
+    add("--average-last", type=number(int, 0), default=0, metavar="K",
+        help="also evaluate and save the mean of the weights at the last K evaluations (default: 0, off)")
+
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--out", type=Path, help="run folder (default: a fresh numbered one, such as out/bcp-p1-3)")
+    add("--resume", action="store_true", help="go on with the run in --out, with its flags, from its last checkpoint")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling (default: 0)")
+    add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view")
+    add("--eval-every", type=count, help="updates between evaluations (default: a tenth of the budget)")
+    add("--save-every", type=count, default=200, help="updates between checkpoints (default: 200)")
+    add("--norms-every", type=count, default=10, help="updates between two measurements of norms (default: 10)")
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
+        help="of matrix products; weights stay float32 (default: bfloat16 on a GPU that has it, else float32)")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU only)")
+    # fmt: on
+    return parser
+
+
+def get_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags, checked as far as that is possible without looking at files. Ends the program on a wrong one."""
+    parser = get_parser()
+    args = parser.parse_args(argv)
+    if args.resume:
+        args = resumed_args(parser, args, argv)
+    if args.batch_size and args.batch_size % args.grad_accum:
+        parser.error(f"argument --grad-accum: {args.grad_accum}: must divide --batch-size={args.batch_size}")
+    args.error = parser.error
+    return args
+
+
+def resumed_args(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None):
+    """The flags of the run in --out, and on top of them those of the command line that do not change its result."""
+    import checkpoint
+
+    if args.out is None:
+        parser.error("argument --resume: needs --out=FOLDER, the run to go on with")
+    if args.overwrite:
+        parser.error("argument --resume: goes on with a run, --overwrite replaces it; give one of the two")
+    if not (args.out / checkpoint.CONFIG).exists():
+        return args  # nothing to go on with yet: a new run
+    try:
+        saved = checkpoint.read_config(args.out)["flags"]
+    except ValueError as error:
+        parser.error(f"argument --resume: {error}")
+    saved = {name: Path(value) if isinstance(getattr(args, name), Path) else value for name, value in saved.items()}
+    parser.set_defaults(**{name: value for name, value in saved.items() if name not in ("resume", "overwrite", "out")})
+    args = parser.parse_args(argv)
+    for name, value in saved.items():
+        if name not in RESUMABLE and getattr(args, name) != value:
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"argument {flag}: the run was started with {value}; leave it out, or start a new run")
+    return args
+
+
+ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, before the slow import of torch
+
+# --- Set-up -----------------------------------------------------------------------------------------------------------
+
+import dataclasses  # noqa: E402
+import json  # noqa: E402
+import platform  # noqa: E402
+import shutil  # noqa: E402
+import signal  # noqa: E402
+import statistics  # noqa: E402
+import time  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import bcp  # noqa: E402
+import checkpoint  # noqa: E402
+import curriculum  # noqa: E402
+import data  # noqa: E402
+import evaluate  # noqa: E402
+from model import PRESETS, Transformer, count_parameters, pick_device, pick_dtype  # noqa: E402
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that the loop works with."""
+
+    args: argparse.Namespace
+    folder: Path
+    device: torch.device
+    corpus: data.Corpus
+    validation: tuple[np.ndarray, np.ndarray]
+    stream: curriculum.Stream
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    total: int  # U, the budget in updates
+    anchor: list[torch.Tensor]  # W_{t,0}
+    alpha: bcp.Alpha
+    # Where the run stands; saved in every checkpoint.
+    update: int = 0
+    repeat: int = 0  # updates on the current batch so far
+    seconds: float = 0.0  # spent on training alone
+    visits: list[int] = dataclasses.field(default_factory=list)  # repeats of every batch that was done
+    unconverged: int = 0  # how many of them were stopped by --max-repeats
+    seen: set[int] = dataclasses.field(default_factory=set)  # batches
+
+    @property
+    def W(self) -> list[torch.Tensor]:
+        return list(self.model.parameters())
+
+    @property
+    def last_update(self) -> int:
+        return min(self.total, self.args.max_updates or self.total)
+
+
+def start(args: argparse.Namespace) -> Run:
+    """Text to tokens, tokens to batches, sizes to a model. Raises ValueError (one line) for what does not fit."""
+    device = pick_device(args.device)
+    args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
+    for name, value in PRESET_DEFAULTS[args.preset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.batch_size % args.grad_accum:
+        raise ValueError(f"--grad-accum={args.grad_accum}: must divide --batch-size={args.batch_size}")
+    args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
+    args.order = args.order or ("random" if args.mode == "random" else "curriculum")
+    args.C = DEFAULT_C[args.p] if args.C is None else args.C
+    folder = choose_folder(args)
+
+    proposal = PRESETS[args.preset]
+    prepared = data.prepare(
+        args.data,
+        args.cache,
+        args.tokenizer,
+        args.vocab_size,
+        proposal.vocab_size,
+        args.val_share,
+        args.encoding_errors,
+    )
+    corpus = data.open_prepared(prepared)
+    lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed)
+    tokens = curriculum.join(corpus, lines)
+    stream = curriculum.Stream(tokens, args.block_size, args.batch_size, args.mode == "random", args.seed)
+    if args.mode == "bcp" and args.goal is None:
+        args.goal = round(GOAL_SHARE * curriculum.unigram(corpus)[1], 2)
+
+    sizes = {name: getattr(args, name) for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")}
+    sizes = {name: value for name, value in sizes.items() if value} | {"vocab_size": corpus.vocab_size}
+    config = dataclasses.replace(proposal, **sizes)
+    torch.manual_seed(args.seed)
+    model = Transformer(config).to(device)
+    args.eval_every = args.eval_every or max(1, args.epochs * stream.n_batches // 10)
+    return Run(
+        args,
+        folder,
+        device,
+        corpus,
+        validation=curriculum.validation_blocks(corpus, args.block_size, args.val_tokens),
+        stream=stream,
+        model=model,
+        optimizer=adamw(model, args),
+        total=args.epochs * stream.n_batches,
+        anchor=[w.detach().clone() for w in model.parameters()] if args.mode == "bcp" else [],
+        alpha=bcp.Alpha(args.eta, args.goal or 0.0, args.threshold, args.patience, args.max_repeats),
+    )
+
+
+def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices (the embedding too), none on biases and norms."""
+    matrices = [w for w in model.parameters() if w.dim() >= 2]
+    others = [w for w in model.parameters() if w.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=1e-8, fused=True)
+
+
+def choose_folder(args: argparse.Namespace) -> Path:
+    """The run folder: --out, or the next free number. Raises ValueError if --out holds a run that must not be lost."""
+    if args.out is None:
+        name = f"{args.mode}-p{args.p}" if args.mode == "bcp" else args.mode
+        taken = [path.name.removeprefix(f"{name}-") for path in Path("out").glob(f"{name}-*")]
+        return Path("out") / f"{name}-{1 + max((int(n) for n in taken if n.isdecimal()), default=0)}"
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out={args.out}: is a file; give a folder")
+    holds_run = any((args.out / name).exists() for name in (checkpoint.CONFIG, checkpoint.NAME, checkpoint.METRICS))
+    if holds_run and not (args.resume or args.overwrite):
+        raise ValueError(f"--out={args.out}: holds a run; add --resume to go on with it or --overwrite to replace it")
+    return args.out
+
+
+def open_folder(run: Run) -> None:
+    """Write config.json and the tokenizer; a run that is replaced goes now, after everything else was in order."""
+    folder = run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (checkpoint.NAME, checkpoint.METRICS, "average.pt", *(f.name for f in folder.glob("weights-*.pt"))):
+        (folder / file).unlink(missing_ok=True)
+    flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run.args).items()}
+    del flags["error"]
+    checkpoint.write_config(
+        folder,
+        {
+            "flags": flags,
+            "model": dataclasses.asdict(run.model.config),
+            "parameters": count_parameters(run.model),
+            "data": {"folder": str(run.corpus.folder), "tokens_digest": run.corpus.meta["files"]["tokens.bin"]},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        },
+    )
+    shutil.copyfile(run.corpus.folder / "tokenizer.json", folder / "tokenizer.json")
+
+
+def save(run: Run) -> None:
+    """A checkpoint from which the run goes on to the same weights, from the middle of a batch's repeats too."""
+    state = {
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "anchor": run.anchor if run.repeat else [],  # between batches the anchor is W itself
+        "alpha": dataclasses.asdict(run.alpha),
+        "stream": [run.stream.epoch, run.stream.position],
+        "progress": {name: getattr(run, name) for name in ("update", "repeat", "seconds", "visits", "unconverged")},
+        "seen": sorted(run.seen),
+    }
+    checkpoint.save(run.folder / checkpoint.NAME, state)
+    for old in evaluated_weights(run)[: -run.args.average_last or None]:
+        old.unlink()
+
+
+def restore(run: Run) -> None:
+    """Put the run where its checkpoint stands. Raises CheckpointError if it is of another text or of other sizes."""
+    file = run.folder / checkpoint.NAME
+    state = checkpoint.load(file)
+    checkpoint.fill(run.model, state["model"], file)
+    run.optimizer.load_state_dict(state["optimizer"])
+    for anchor, saved in zip(run.anchor, state["anchor"], strict=False):
+        anchor.copy_(saved)
+    run.alpha = bcp.Alpha(**state["alpha"])
+    run.stream.seek(*state["stream"])
+    run.seen = set(state["seen"])
+    for name, value in state["progress"].items():
+        setattr(run, name, value)
+    checkpoint.cut_metrics(run.folder, run.update)
+    for file in evaluated_weights(run):
+        if int(file.stem.removeprefix("weights-")) > run.update:
+            file.unlink()
+
+
+# --- Evaluation and report --------------------------------------------------------------------------------------------
+
+
+def assess(run: Run) -> tuple[float | None, dict | None]:
+    """Validation loss in nats per token, and the minimal pairs' scores; None where there are none."""
+    run.model.eval()
+    val_loss = evaluate.mean_loss(run.model, *run.validation, run.args.batch_size)
+    pairs = evaluate.score_pairs(run.model, run.corpus.pairs, run.corpus.eot) if run.corpus.pairs else None
+    run.model.train()
+    return val_loss, pairs
+
+
+def mean_accuracy(pairs: dict | None) -> float | None:
+    return statistics.fmean(score["accuracy"] for score in pairs.values()) if pairs else None
+
+
+def evaluate_and_log(run: Run, bar: tqdm, metrics) -> tuple[float | None, dict | None]:
+    val_loss, pairs = assess(run)
+    toy = mean_accuracy(pairs)
+    record = {"update": run.update, "val_loss": val_loss, "toy": toy}
+    record["pairs"] = {uid: score["accuracy"] for uid, score in pairs.items()} if pairs else None
+    metrics.write(json.dumps(record) + "\n")
+    shown = f"validation loss {val_loss:.3f}" if val_loss is not None else "no validation text"
+    bar.write(f"update {run.update:6}  {shown}" + (f"  minimal pairs {toy:5.1f} %" if pairs else ""), file=sys.stderr)
+    if run.args.average_last and run.update:
+        checkpoint.save(run.folder / f"weights-{run.update}.pt", {"model": run.model.state_dict()})
+    return val_loss, pairs
+
+
+def evaluated_weights(run: Run) -> list[Path]:
+    """The files of --average-last, one per evaluation, oldest first."""
+    return sorted(run.folder.glob("weights-*.pt"), key=lambda file: int(file.stem.removeprefix("weights-")))
+
+
+def average(run: Run) -> tuple[float | None, dict | None]:
+    """Put the mean of the weights at the last K evaluations into the model, save it, and score it."""
+    states = [checkpoint.load(file)["model"] for file in evaluated_weights(run)[-run.args.average_last :]]
+    mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
+    checkpoint.save(run.folder / "average.pt", {"model": mean})
+    run.model.load_state_dict(mean)
+    return assess(run)
+
+
+def suggested_goal(run: Run) -> float:
+    """The goal with which half of the batches would have converged.
+
+    With threshold 1 a batch converges when the mean of L over its repeats is down to the goal: the median of that mean.
+    """
+    sums = {}
+    for line in (run.folder / checkpoint.METRICS).read_text().splitlines():
+        record = json.loads(line)
+        if "loss" in record:
+            sums.setdefault((record["epoch"], record["batch"]), []).append(record["loss"])
+    return math.ceil(10 * statistics.median(statistics.fmean(losses) for losses in sums.values())) / 10
+
+
+def report(run: Run, val_loss: float | None, pairs: dict | None) -> None:
+    """The table at the end of a run."""
+    args, n = run.args, run.stream.n_batches
+    rows = [("validation loss", "-" if val_loss is None else f"{val_loss:.3f} nats per token")]
+    if pairs:
+        rows += [("minimal pairs", f"{mean_accuracy(pairs):.1f} %, mean of {len(pairs)} paradigms")]
+        rows += [(f"  {uid}", f"{score['accuracy']:.1f} %") for uid, score in pairs.items()]
+    seen = len(run.seen)
+    rows += [
+        ("batches seen", f"{seen} of {n}, {run.update / n if args.mode != 'bcp' else len(run.visits) / n:.2f} passes")
+    ]
+    used = n * args.batch_size * args.block_size
+    rows += [("share of the tokens seen", f"{100 * seen * used / n / len(run.stream.tokens):.1f} %")]
+    if run.visits:
+        middle = f"mean {statistics.fmean(run.visits):.1f}, median {statistics.median(run.visits):g}"
+        rows += [("repeats per batch", f"{middle}, largest {max(run.visits)}")]
+    if args.mode == "bcp":
+        rows += [("unconverged", f"{run.unconverged} of {len(run.visits)} visits to a batch, goal {args.goal} nats")]
+    rows += [("tokens per second", f"{run.update * args.batch_size * args.block_size / max(run.seconds, 1e-9):,.0f}")]
+    rows += [("training time", f"{run.seconds:.0f} s for {run.update} updates")]
+    width = max(len(name) for name, _ in rows)
+    print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows))
+    if args.mode == "bcp" and 2 * run.unconverged > max(len(run.visits), 1):
+        print(
+            f"\nOver half of the batches did not converge: the goal of {args.goal} nats is too low for this text and "
+            f"budget. Try --goal={suggested_goal(run)} (a little above what --mode=random reaches)."
+        )
+
+
+# --- The loop ---------------------------------------------------------------------------------------------------------
+
+
+def lr_factor(update: int, total: int, warmup: int, schedule: str) -> float:
+    """The learning rate of an update (counted from 0) as a share of its peak."""
+    if update < warmup:
+        return (update + 1) / warmup
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, total - warmup)))
+    if schedule == "wsd":
+        return min(1.0, (total - update) / max(1, 0.2 * total))
+    return 1.0
+
+
+def train(run: Run) -> int:
+    """Train until the budget is spent. Returns 0, or the number of the signal that ended it early (after saving)."""
+    args, stream, W = run.args, run.stream, run.W
+    is_bcp = args.mode == "bcp"
+    times = (args.repeats or args.epochs) if args.mode == "curriculum-repeat" else 1
+    compiled = args.compile if args.compile is not None else run.device.type == "cuda"
+    model = torch.compile(run.model) if compiled else run.model
+    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+
+    signals = []
+    for number_of in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number_of, lambda received, frame: signals.append(received))
+    metrics = open(run.folder / checkpoint.METRICS, "a", buffering=1)
+    bar = tqdm(total=run.last_update, initial=run.update, unit="update", dynamic_ncols=True, mininterval=0.5)
+    if run.update == 0:
+        val_loss, pairs = evaluate_and_log(run, bar, metrics)
+
+    blocks_of = None
+    while run.update < run.last_update and not signals:
+        began = time.perf_counter()
+        factor = lr_factor(run.update, run.total, args.warmup, args.lr_schedule)
+        for group in run.optimizer.param_groups:
+            group["lr"] = args.lr * factor
+        if blocks_of != (stream.epoch, stream.position):
+            blocks_of = (stream.epoch, stream.position)
+            x, y = (torch.from_numpy(part).to(run.device) for part in stream.blocks())  # X_t, (B, T)
+        if is_bcp and run.repeat == 0:
+            torch._foreach_copy_(run.anchor, W)  # W_{t,0} = W_{t-1,n}
+            run.alpha = dataclasses.replace(run.alpha, alpha=1.0, falls=0, repeats=0)
+
+        # Step 1: L, the cross-entropy of W on X_t, and its gradient. L is on its way to the host during the last
+        # backward pass.
+        loss = torch.zeros((), device=run.device)
+        for part_x, part_y in zip(x.chunk(args.grad_accum), y.chunk(args.grad_accum), strict=True):
+            with autocast:
+                part = model(part_x, part_y) / args.grad_accum
+            loss += part.detach()
+            read_loss = bcp.copy_to_host(loss)
+            part.backward()
+        L = read_loss()
+        if not math.isfinite(L):
+            sys.exit(f"train.py: the loss is {L} at update {run.update + 1}; the last checkpoint is whole. Lower --lr")
+
+        # Step 2: alpha' = alpha + eta (L - L_goal); W' = AdamW(alpha' L). Outside bcp, alpha' is 1.
+        raw_alpha = run.alpha.update(L) if is_bcp else None
+        bcp.clip_and_scale([w.grad for w in W], args.clip, run.alpha.alpha)
+        watch = Watch(W) if (run.update + 1) % args.norms_every == 0 else None
+        run.optimizer.step()
+        run.optimizer.zero_grad(set_to_none=True)
+        norms = {"step_norm": watch.moved(W) if watch else None, "pull_norm": None, "anchor_dist": None}
+
+        # Step 3: pull W' back toward the anchor W_{t,0}, less as the learning rate falls.
+        if is_bcp:
+            bcp.pull_back(W, run.anchor, args.C * factor, args.p, args.prox)
+            if watch:
+                norms |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)}
+
+        # Step 4: is the model done with this batch? Else the same batch again.
+        run.update += 1
+        run.repeat += 1
+        run.seen.add(stream.batch)
+        record = {
+            "update": run.update,
+            "epoch": stream.epoch + 1,
+            "batch": stream.batch,
+            "repeat": run.repeat,
+            "loss": L,
+            "alpha": raw_alpha,
+            "lr": args.lr * factor,
+            **norms,
+            "tokens": run.update * args.batch_size * args.block_size,
+        }
+        metrics.write(json.dumps(record) + "\n")
+        if run.alpha.done if is_bcp else run.repeat >= times:
+            run.visits.append(run.repeat)
+            run.unconverged += is_bcp and not run.alpha.converged
+            run.repeat = 0
+            stream.advance()
+
+        run.seconds += time.perf_counter() - began
+        bar.set_postfix_str(
+            f"loss {L:.3f}"
+            + (f", alpha {raw_alpha:.2f}, repeat {record['repeat']}" if is_bcp else "")
+            + f", {record['tokens'] / run.seconds:,.0f} tokens/s",
+            refresh=False,
+        )
+        bar.update()
+        if run.update % args.eval_every == 0 or run.update == run.last_update:
+            val_loss, pairs = evaluate_and_log(run, bar, metrics)
+        if run.update % args.save_every == 0 or run.update == run.last_update or signals:
+            save(run)
+    bar.close()
+    metrics.close()
+    if signals:
+        return signals[0]
+    report(run, val_loss, pairs)
+    if args.average_last:
+        val_loss, pairs = average(run)
+        shown = "-" if val_loss is None else f"{val_loss:.3f} nats per token"
+        shown += f", minimal pairs {mean_accuracy(pairs):.1f} %" if pairs else ""
+        print(f"\nmean of the last {args.average_last} evaluations' weights: validation loss {shown}")
+    return 0
+
+
+class Watch:
+    """Measures how far the weights move between two looks."""
+
+    def __init__(self, W: list[torch.Tensor]):
+        self.before = [w.detach().clone() for w in W]
+
+    def moved(self, W: list[torch.Tensor]) -> float:
+        """|W - W at the last look|_2."""
+        moved = bcp.distance(W, self.before)
+        torch._foreach_copy_(self.before, [w.detach() for w in W])
+        return moved
+
+
+def main(args: argparse.Namespace) -> int:
+    """The whole program; returns its exit status."""
+    try:
+        run = start(args)
+        resuming = args.resume and (run.folder / checkpoint.NAME).exists()
+        if resuming:
+            restore(run)
+        else:
+            open_folder(run)
+    except ValueError as error:  # a wrong corpus, size, device or checkpoint: the message is one line
+        args.error(str(error))
+    if run.update >= run.last_update:
+        print(f"{run.folder} is finished: {run.update} updates. Score it with: python evaluate.py {run.folder}")
+        return 0
+    size = f"{args.preset}, {count_parameters(run.model):,} parameters"
+    print(f"run     {run.folder}" + (f", going on at update {run.update}" if resuming else ""))
+    print(
+        f"device  {run.device.type}, {args.dtype}; model {size}"
+        + ("" if run.device.type == "cuda" else " (no GPU: the default is tiny)" if args.preset == "tiny" else "")
+    )
+    print(
+        f"text    {run.corpus.meta['corpus']}: {run.corpus.meta['n_tokens']:,} tokens, vocabulary {run.corpus.vocab_size:,}, "
+        f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size}"
+    )
+    print(f"budget  {run.total} updates" + (f", goal {args.goal} nats per token" if args.mode == "bcp" else ""))
+    received = train(run)
+    if received:
+        print(
+            f"\nstopped by {signal.Signals(received).name}; saved at update {run.update}. "
+            f"Go on with: python train.py --resume --out={run.folder}"
+        )
+        return 128 + received
+    print(f"\nthe run is in {run.folder}; score it with: python evaluate.py {run.folder} --task toy")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(ARGS))
+    except OSError as error:  # the machine's trouble: a full disk, a folder that cannot be written
+        sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
