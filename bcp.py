@@ -43,6 +43,10 @@ class Alpha:
         self.repeats += 1
         return raw
 
+    def restart(self) -> None:
+        """A new batch: alpha starts at 1 again."""
+        self.alpha, self.falls, self.repeats = 1.0, 0, 0
+
     @property
     def converged(self) -> bool:
         """Step 4: look at alpha, never at the loss."""

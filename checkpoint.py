@@ -13,6 +13,7 @@ import torch
 NAME = "checkpoint.pt"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
+AVERAGE = "average.pt"
 
 
 class CheckpointError(ValueError):
@@ -81,3 +82,30 @@ def cut_metrics(folder: Path, update: int) -> None:
     beside = file.with_name(METRICS + ".part")
     beside.write_text("".join(kept))
     os.replace(beside, file)
+
+
+def save_weights(folder: Path, update: int, state: dict) -> None:
+    """Keep the weights of one evaluation, for their average."""
+    save(folder / f"weights-{update}.pt", state)
+
+
+def drop_weights(folder: Path, keep_last: int | None = None, after: int | None = None) -> None:
+    """Delete the weights kept by `save_weights`, all but the last few, or those of updates after a given one."""
+    files = _weights(folder)
+    if keep_last is not None:
+        files = files[: len(files) - keep_last]
+    for update, file in files:
+        if after is None or update > after:
+            file.unlink()
+
+
+def average_weights(folder: Path, last: int) -> dict:
+    """The mean of the last few weights that were kept; written to average.pt too."""
+    states = [load(file) for _, file in _weights(folder)[-last:]]
+    mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
+    save(folder / AVERAGE, {"model": mean})
+    return mean
+
+
+def _weights(folder: Path) -> list[tuple[int, Path]]:
+    return sorted((int(file.stem.removeprefix("weights-")), file) for file in folder.glob("weights-*.pt"))

@@ -115,13 +115,16 @@ def open_prepared(folder: Path) -> Corpus:
     Raises DataError naming the file that is missing, damaged or of another format version.
     """
     folder = Path(folder)
-    meta = read_sealed(folder / "meta.json", FORMAT)
+    remedy = f"delete the folder {folder} and prepare the corpus again, or restore it from a copy"
+    meta = read_sealed(folder / "meta.json", remedy)
+    if meta.get("format") != FORMAT:
+        raise DataError(f"{folder / 'meta.json'} has format {meta.get('format')!r}, not {FORMAT}; {remedy}")
     for name, known in meta["files"].items():
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{path} is missing; delete the folder {folder} and prepare the corpus again")
+            raise DataError(f"{path} is missing; {remedy}")
         if path.stat().st_size != known["bytes"] or file_digest(path) != known["blake2b"]:
-            raise DataError(f"{path} is damaged (not as meta.json records it); {again(path)}")
+            raise DataError(f"{path} is damaged (not as meta.json records it); {remedy}")
     with np.load(folder / "index.npz", allow_pickle=False) as index:
         arrays = {name: index[name] for name in ("line_start", "line_label", "line_seen", "doc_start", "doc_val")}
     tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
@@ -136,7 +139,8 @@ def load_tokenizer(path: Path) -> "tiktoken.Encoding":  # noqa: F821
     """
     import tiktoken
 
-    spec = read_sealed(Path(path))
+    remedy = "its like stands in the prepared folder of the same corpus, which can be prepared again"
+    spec = read_sealed(Path(path), remedy)
     try:
         ranks = {base64.b64decode(token, validate=True): rank for rank, token in enumerate(spec["tokens"])}
         if len(ranks) != len(spec["tokens"]) or not all(bytes([b]) in ranks for b in range(256)):
@@ -144,7 +148,7 @@ def load_tokenizer(path: Path) -> "tiktoken.Encoding":  # noqa: F821
         special = {EOT: len(ranks)}
         return tiktoken.Encoding(spec["name"], pat_str=spec["pattern"], mergeable_ranks=ranks, special_tokens=special)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no tokenizer ({one_line(error)}); {again(path)}") from None
+        raise DataError(f"{path} is no tokenizer ({one_line(error)}); {remedy}") from None
 
 
 def write_sealed(path: Path, content: dict) -> None:
@@ -152,22 +156,19 @@ def write_sealed(path: Path, content: dict) -> None:
     path.write_bytes(sealed(content))
 
 
-def read_sealed(path: Path, version: int | None = None) -> dict:
+def read_sealed(path: Path, remedy: str) -> dict:
     """Read what write_sealed wrote. DataError unless it is, byte for byte, what write_sealed would write."""
     try:
         raw = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{path} is missing; {again(path)}") from None
-    try:
         content = json.loads(raw)
-        seal = content.pop("seal")
-        whole = version is None or content["format"] == version
-        if whole and (sealed(content) != raw or not seal):
-            raise ValueError
+        content.pop("seal")
+        whole = sealed(content) == raw
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is missing; {remedy}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path} is damaged or was edited (its digest does not match); {again(path)}") from None
+        whole = False
     if not whole:
-        raise DataError(f"{path} has format version {content['format']!r}, this program reads {version}; {again(path)}")
+        raise DataError(f"{path} is damaged or was edited (its digest does not match); {remedy}")
     return content
 
 
@@ -179,10 +180,6 @@ def sealed(content: dict) -> bytes:
 def file_digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
-
-
-def again(path: Path) -> str:
-    return f"delete the folder {Path(path).parent} and prepare the corpus again, or restore it from a copy"
 
 
 def one_line(error: BaseException) -> str:
@@ -299,8 +296,12 @@ def train_bpe(lines: Iterable[str], vocab_size: int, exact: bool) -> dict:
     bpe.train_from_iterator((p for line in lines for p in pieces(line)), vocab_size - 1, 1024, PATTERN)
     tokens = [bytes(token) for token, _ in sorted(bpe.get_mergeable_ranks(), key=lambda entry: entry[1])]
     if exact and len(tokens) + 1 < vocab_size:
-        raise DataError(f"--vocab-size={vocab_size} is more than this text gives; the largest is {len(tokens) + 1}")
+        raise too_large(vocab_size, len(tokens) + 1)
     return tokenizer_spec("bpe", PATTERN, tokens)
+
+
+def too_large(vocab_size: int, largest: int) -> DataError:
+    return DataError(f"--vocab-size={vocab_size} is more than this text gives; the largest is {largest}")
 
 
 def gpt2_tokenizer() -> dict:
@@ -353,7 +354,7 @@ def prepare(
     else:
         root = fetch(data, cache, quiet) if data in DOWNLOADS else Path(data)
         if (root / "meta.json").exists():
-            check_vocab(open_prepared(root), tokenizer, vocab_size)
+            check_suits(open_prepared(root), tokenizer, vocab_size)
             return root
         name = data if data in DOWNLOADS else re.sub(r"[^\w.-]+", "-", root.resolve().name).strip("-.")[:40] or "corpus"
         files = corpus_files(root)
@@ -361,9 +362,7 @@ def prepare(
             content, n_bytes = hash_files(files, bar)
         lines = partial(file_lines, files, encoding_errors)
 
-    settings = dict(
-        tokenizer=tokenizer, vocab_size=wanted, val_share=float(val_share), encoding_errors=encoding_errors
-    )
+    settings = dict(tokenizer=tokenizer, vocab_size=wanted, val_share=float(val_share), encoding_errors=encoding_errors)
     key = hashlib.blake2b(json.dumps([FORMAT, content, settings]).encode()).hexdigest()[:12]
     folder = cache / f"{name}-{key}"
     if not folder.is_dir():
@@ -394,8 +393,9 @@ def prepare(
             write_sealed(work / "meta.json", meta | vocabulary | counts)
 
     corpus = open_prepared(folder)
-    check_vocab(corpus, tokenizer, vocab_size)
-    if corpus.vocab_size < wanted:
+    if corpus.vocab_size < wanted:  # the folder was made from a proposal, now or earlier
+        if vocab_size is not None:
+            raise too_large(vocab_size, corpus.vocab_size)
         say(f"data: the text gives a vocabulary of {corpus.vocab_size} tokens, not the {wanted} proposed", quiet)
     if val_share and not corpus.doc_val.any():
         say("data: the corpus has only one document (empty lines end documents): no validation", quiet)
@@ -418,13 +418,13 @@ def check_settings(tokenizer: str, vocab_size: int | None, propose: int, val_sha
     return wanted
 
 
-def check_vocab(corpus: Corpus, tokenizer: str, vocab_size: int | None) -> None:
-    """A prepared corpus cannot change its tokenizer; one prepared from a proposal may have fewer tokens than asked."""
-    if vocab_size not in (None, corpus.vocab_size):
-        raise DataError(f"--vocab-size={vocab_size} does not suit {corpus.folder}, whose tokenizer has (and, if made from "
-                        f"a proposal, can have) {corpus.vocab_size} tokens; leave it out")  # fmt: skip
-    if tokenizer == "gpt2" != corpus.meta["settings"]["tokenizer"]:
-        raise DataError(f"--tokenizer=gpt2 does not suit {corpus.folder}, prepared with bpe; prepare from text instead")
+def check_suits(prepared: Corpus, tokenizer: str, vocab_size: int | None) -> None:
+    """A prepared folder brings its tokenizer with it. Raises DataError if the flags ask for another."""
+    if vocab_size not in (None, prepared.vocab_size):
+        right = f"leave it out, --data={prepared.folder} was prepared with {prepared.vocab_size}"
+        raise DataError(f"--vocab-size={vocab_size} cannot be had: {right}")
+    if tokenizer == "gpt2" and prepared.meta["settings"]["tokenizer"] != "gpt2":
+        raise DataError(f"--tokenizer=gpt2 cannot be had: leave it out, --data={prepared.folder} has its own tokenizer")
 
 
 def encode_lines(lines: Iterable[str], encoding, path: Path, val_share: float) -> tuple[dict[str, np.ndarray], int]:
@@ -536,19 +536,15 @@ def fetch(name: str, cache: Path, quiet: bool) -> Path:
     by_hand = f"fetch {url} by hand (page: {DOWNLOAD_PAGE}) and put it at {archive}, or its *.train files into {folder}"
     part = archive.with_name(f".{zip_name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
-        if not archive.exists():
-            archive.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                download(url, part, quiet)
-                check_md5(part, md5)
-            except DataError as error:
-                raise DataError(f"--data={name}: {error}; {by_hand}") from None
-            part.replace(archive)
+        if archive.exists():
+            check_md5(archive, md5)
         else:
-            try:
-                check_md5(archive, md5)
-            except DataError as error:
-                raise DataError(f"--data={name}: {archive}: {error}; delete it, then {by_hand}") from None
+            archive.parent.mkdir(parents=True, exist_ok=True)
+            download(url, part, quiet)
+            check_md5(part, md5)
+            part.replace(archive)
+    except DataError as error:
+        raise DataError(f"--data={name}: {error}; {by_hand}") from None
     finally:
         part.unlink(missing_ok=True)
     unpack(archive, folder)
@@ -580,7 +576,7 @@ def check_md5(path: Path, md5: str | None) -> None:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
     if found != md5:
-        raise DataError(f"not the published file (md5 {found}, {path.stat().st_size} bytes; the published has {md5})")
+        raise DataError(f"{path} is not the published file (md5 {found}, {path.stat().st_size} bytes; not md5 {md5})")
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -594,7 +590,7 @@ def unpack(archive: Path, folder: Path) -> None:
             for info in source.infolist():
                 parts = info.filename.replace("\\", "/").split("/")
                 if not parts[0] or ".." in parts or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
-                    raise DataError(f"{archive} holds {info.filename!r}, a link or a path out of its folder: refused")
+                    raise DataError(f"{archive} holds {info.filename!r}, a link or a way out: refused; delete it")
                 # __MACOSX holds Apple's file attributes under the names of the files.
                 if parts[0] == "__MACOSX" or not parts[-1].lower().endswith((".txt", ".train")):
                     continue

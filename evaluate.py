@@ -10,7 +10,9 @@ token stands before every sentence, so that the first word counts too. A tie cou
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -19,7 +21,7 @@ import data
 TASKS = ("toy", "blimp")
 
 
-def get_args(argv: list[str] | None = None) -> argparse.Namespace:
+def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -32,10 +34,14 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=("last", "average"), default="last", help="average: of --average-last")
     parser.add_argument("--json", type=Path, help="where the result goes (default: <run>/eval-<task>.json)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    return parser
+
+
+def get_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = get_parser()
     args = parser.parse_args(argv)
     if args.task == "blimp" and args.data is None:
         parser.error("--task=blimp needs --data=FOLDER, the folder of BLiMP's JSONL files")
-    args.error = parser.error
     return args
 
 
@@ -99,6 +105,31 @@ def score_pairs(
     return result
 
 
+@dataclass
+class Scores:
+    """What a run is judged by while it trains."""
+
+    val_loss: float | None  # nats per token; None without validation text
+    pairs: dict | None  # of score_pairs; None without minimal pairs
+
+    @property
+    def toy(self) -> float | None:
+        """Mean accuracy over the paradigms, percent."""
+        return fmean(score["accuracy"] for score in self.pairs.values()) if self.pairs else None
+
+    def __str__(self) -> str:
+        shown = "no validation text" if self.val_loss is None else f"validation loss {self.val_loss:.3f}"
+        return shown + (f", minimal pairs {self.toy:.1f} %" if self.pairs else "")
+
+
+def assess(model: Transformer, x: np.ndarray, y: np.ndarray, batch_size: int, pairs: dict | None, eot: int) -> Scores:
+    """Validation loss on blocks x, y (N, T) and the scores of tokenised minimal pairs."""
+    model.eval()
+    scores = Scores(mean_loss(model, x, y, batch_size), score_pairs(model, pairs, eot) if pairs else None)
+    model.train()
+    return scores
+
+
 def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """The (good, bad) sentences of every JSONL file in a folder, by paradigm. Raises DataError naming file and line."""
     files = sorted(folder.glob("*.jsonl"))
@@ -124,7 +155,7 @@ def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
 def load_run(folder: Path, device: torch.device, weights: str = "last"):
     """The model, the tokenizer and the config of a run folder. Raises DataError or CheckpointError, one line each."""
     config = checkpoint.read_config(folder)
-    file = folder / ("average.pt" if weights == "average" else checkpoint.NAME)
+    file = folder / (checkpoint.AVERAGE if weights == "average" else checkpoint.NAME)
     state = checkpoint.load(file)
     model = Transformer(Config(**config["model"]))
     checkpoint.fill(model, state["model"], file)
@@ -136,7 +167,7 @@ def print_table(scores: dict[str, dict[str, float]]) -> None:
     print(f"{'paradigm':{width}}   accuracy   pairs    ties")
     for name, score in scores.items():
         print(f"{name:{width}} {score['accuracy']:8.1f} % {score['pairs']:7} {score['ties']:7}")
-    mean = sum(score["accuracy"] for score in scores.values()) / len(scores)
+    mean = fmean(score["accuracy"] for score in scores.values())
     pairs, ties = (sum(score[key] for score in scores.values()) for key in ("pairs", "ties"))
     print(f"{f'mean of {len(scores)} paradigms':{width}} {mean:8.1f} % {pairs:7} {ties:7}")
 
@@ -155,13 +186,13 @@ def main(args: argparse.Namespace) -> None:
         else:
             paradigms = read_pairs(args.data)
     except ValueError as error:
-        args.error(str(error))
+        get_parser().error(str(error))
     encode = tokenizer.encode_ordinary
     ids = {uid: [[encode(good), encode(bad)] for good, bad in pairs] for uid, pairs in paradigms.items()}
     scores = score_pairs(model, ids, model.config.vocab_size - 1, progress=True)
     print_table(scores)
     target = args.json or args.run / f"eval-{args.task}.json"
-    mean = sum(score["accuracy"] for score in scores.values()) / len(scores)
+    mean = fmean(score["accuracy"] for score in scores.values())
     result = {"run": str(args.run), "task": args.task, "weights": args.weights, "mean": mean, "paradigms": scores}
     target.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {target}")

@@ -22,6 +22,8 @@ PRESET_DEFAULTS = {
 DEFAULT_C = {1: 1e-4, 2: 0.01}  # measured for each p, results/LOG.md
 GOAL_SHARE = 0.5  # the default goal, as a share of the entropy of single tokens; results/LOG.md
 
+SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
+
 # Flags which may differ when a run is resumed: none of them changes what is computed.
 RESUMABLE = {"resume", "overwrite", "out", "max_updates", "save_every", "device", "compile", "cache"}
 
@@ -64,7 +66,7 @@ def get_parser() -> argparse.ArgumentParser:
     add = group.add_argument
     add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
         "a prepared folder, babylm-10m or babylm-100m (default: toy)")
-    add("--tokenizer", choices=("bpe", "gpt2"), default="bpe", help="bpe, trained on the corpus, or gpt2 (default: bpe)")
+    add("--tokenizer", choices=("bpe", "gpt2"), default="bpe", help="bpe, trained on the text, or gpt2 (default: bpe)")
     add("--vocab-size", type=number(int, 257, 65536), help="tokens, end-of-text included (default: the preset's)")
     add("--val-share", type=number(float, 0, 0.5), default=0.05, help="share of documents held out (default: 0.05)")
     add("--val-tokens", type=count, default=65536, help="tokens of them in an evaluation, at most (default: 65536)")
@@ -143,9 +145,6 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.resume:
         args = resumed_args(parser, args, argv)
-    if args.batch_size and args.batch_size % args.grad_accum:
-        parser.error(f"argument --grad-accum: {args.grad_accum}: must divide --batch-size={args.batch_size}")
-    args.error = parser.error
     return args
 
 
@@ -177,6 +176,7 @@ ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, b
 
 # --- Set-up -----------------------------------------------------------------------------------------------------------
 
+import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import json  # noqa: E402
 import platform  # noqa: E402
@@ -184,6 +184,7 @@ import shutil  # noqa: E402
 import signal  # noqa: E402
 import statistics  # noqa: E402
 import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -205,92 +206,85 @@ class Run:
     folder: Path
     device: torch.device
     corpus: data.Corpus
-    validation: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]  # inputs and targets, (N, T)
     stream: curriculum.Stream
     model: Transformer
     optimizer: torch.optim.Optimizer
-    total: int  # U, the budget in updates
-    anchor: list[torch.Tensor]  # W_{t,0}
+    anchor: list[torch.Tensor]  # W_{t,0}; empty outside bcp
     alpha: bcp.Alpha
-    # Where the run stands; saved in every checkpoint.
+    # Where the run stands; every checkpoint holds it.
     update: int = 0
     repeat: int = 0  # updates on the current batch so far
     seconds: float = 0.0  # spent on training alone
-    visits: list[int] = dataclasses.field(default_factory=list)  # repeats of every batch that was done
-    unconverged: int = 0  # how many of them were stopped by --max-repeats
-    seen: set[int] = dataclasses.field(default_factory=set)  # batches
+    visits: list[int] = dataclasses.field(default_factory=list)  # how many repeats each finished batch took
+    unconverged: int = 0  # how many of these were stopped by --max-repeats
+    seen: set[int] = dataclasses.field(default_factory=set)  # batches met so far
 
     @property
-    def W(self) -> list[torch.Tensor]:
-        return list(self.model.parameters())
+    def budget(self) -> int:
+        """U: the same number of updates in every regime."""
+        return self.args.epochs * self.stream.n_batches
 
     @property
     def last_update(self) -> int:
-        return min(self.total, self.args.max_updates or self.total)
+        return min(self.budget, self.args.max_updates or self.budget)
+
+
+PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged")
 
 
 def start(args: argparse.Namespace) -> Run:
-    """Text to tokens, tokens to batches, sizes to a model. Raises ValueError (one line) for what does not fit."""
+    """Text to tokens, tokens to batches, sizes to a model. Raises ValueError, one line, for what does not fit."""
     device = pick_device(args.device)
+    args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
+    args.order = args.order or ("random" if args.mode == "random" else "curriculum")
+    args.C = DEFAULT_C[args.p] if args.C is None else args.C
     for name, value in PRESET_DEFAULTS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.batch_size % args.grad_accum:
         raise ValueError(f"--grad-accum={args.grad_accum}: must divide --batch-size={args.batch_size}")
-    args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
-    args.order = args.order or ("random" if args.mode == "random" else "curriculum")
-    args.C = DEFAULT_C[args.p] if args.C is None else args.C
     folder = choose_folder(args)
+    preset = PRESETS[args.preset]
+    sizes = {name: getattr(args, name) or getattr(preset, name) for name in SIZES}
+    config = dataclasses.replace(preset, **sizes)  # checks the sizes before the text is prepared
 
-    proposal = PRESETS[args.preset]
-    prepared = data.prepare(
-        args.data,
-        args.cache,
-        args.tokenizer,
-        args.vocab_size,
-        proposal.vocab_size,
-        args.val_share,
-        args.encoding_errors,
-    )
-    corpus = data.open_prepared(prepared)
-    lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed)
-    tokens = curriculum.join(corpus, lines)
+    settings = (args.tokenizer, args.vocab_size, preset.vocab_size, args.val_share, args.encoding_errors)
+    corpus = data.open_prepared(data.prepare(args.data, args.cache, *settings))
+    tokens = curriculum.join(corpus, curriculum.order_lines(corpus, args.order, args.difficulty, args.seed))
     stream = curriculum.Stream(tokens, args.block_size, args.batch_size, args.mode == "random", args.seed)
     if args.mode == "bcp" and args.goal is None:
         args.goal = round(GOAL_SHARE * curriculum.unigram(corpus)[1], 2)
-
-    sizes = {name: getattr(args, name) for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")}
-    sizes = {name: value for name, value in sizes.items() if value} | {"vocab_size": corpus.vocab_size}
-    config = dataclasses.replace(proposal, **sizes)
-    torch.manual_seed(args.seed)
-    model = Transformer(config).to(device)
     args.eval_every = args.eval_every or max(1, args.epochs * stream.n_batches // 10)
+
+    torch.manual_seed(args.seed)
+    model = Transformer(dataclasses.replace(config, vocab_size=corpus.vocab_size)).to(device)
     return Run(
         args,
         folder,
         device,
         corpus,
-        validation=curriculum.validation_blocks(corpus, args.block_size, args.val_tokens),
-        stream=stream,
-        model=model,
-        optimizer=adamw(model, args),
-        total=args.epochs * stream.n_batches,
-        anchor=[w.detach().clone() for w in model.parameters()] if args.mode == "bcp" else [],
-        alpha=bcp.Alpha(args.eta, args.goal or 0.0, args.threshold, args.patience, args.max_repeats),
+        curriculum.validation_blocks(corpus, args.block_size, args.val_tokens),
+        stream,
+        model,
+        adamw(model, args),
+        [w.detach().clone() for w in model.parameters()] if args.mode == "bcp" else [],
+        bcp.Alpha(args.eta, args.goal or 0.0, args.threshold, args.patience, args.max_repeats),
     )
 
 
 def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices (the embedding too), none on biases and norms."""
-    matrices = [w for w in model.parameters() if w.dim() >= 2]
-    others = [w for w in model.parameters() if w.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": [w for w in model.parameters() if w.dim() >= 2], "weight_decay": args.weight_decay},
+        {"params": [w for w in model.parameters() if w.dim() < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=1e-8, fused=True)
 
 
 def choose_folder(args: argparse.Namespace) -> Path:
-    """The run folder: --out, or the next free number. Raises ValueError if --out holds a run that must not be lost."""
+    """The run folder: --out, or the next free number. Raises ValueError if --out holds a run that would be lost."""
     if args.out is None:
         name = f"{args.mode}-p{args.p}" if args.mode == "bcp" else args.mode
         taken = [path.name.removeprefix(f"{name}-") for path in Path("out").glob(f"{name}-*")]
@@ -304,24 +298,20 @@ def choose_folder(args: argparse.Namespace) -> Path:
 
 
 def open_folder(run: Run) -> None:
-    """Write config.json and the tokenizer; a run that is replaced goes now, after everything else was in order."""
-    folder = run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in (checkpoint.NAME, checkpoint.METRICS, "average.pt", *(f.name for f in folder.glob("weights-*.pt"))):
-        (folder / file).unlink(missing_ok=True)
-    flags = {name: str(value) if isinstance(value, Path) else value for name, value in vars(run.args).items()}
-    del flags["error"]
-    checkpoint.write_config(
-        folder,
-        {
-            "flags": flags,
-            "model": dataclasses.asdict(run.model.config),
-            "parameters": count_parameters(run.model),
-            "data": {"folder": str(run.corpus.folder), "tokens_digest": run.corpus.meta["files"]["tokens.bin"]},
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        },
-    )
-    shutil.copyfile(run.corpus.folder / "tokenizer.json", folder / "tokenizer.json")
+    """Write config.json and the tokenizer. A run that is replaced goes only now, when everything else is in order."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for pattern in (checkpoint.NAME, checkpoint.METRICS, checkpoint.AVERAGE, "weights-*.pt", "eval-*.json"):
+        for file in run.folder.glob(pattern):
+            file.unlink()
+    config = {
+        "flags": {name: str(value) if isinstance(value, Path) else value for name, value in vars(run.args).items()},
+        "model": dataclasses.asdict(run.model.config),
+        "parameters": count_parameters(run.model),
+        "corpus": {"folder": str(run.corpus.folder), **run.corpus.meta},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+    shutil.copyfile(run.corpus.folder / "tokenizer.json", run.folder / "tokenizer.json")
+    checkpoint.write_config(run.folder, config)
 
 
 def save(run: Run) -> None:
@@ -329,15 +319,15 @@ def save(run: Run) -> None:
     state = {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
-        "anchor": run.anchor if run.repeat else [],  # between batches the anchor is W itself
+        "anchor": run.anchor if run.repeat else [],  # between two batches the anchor is W itself
         "alpha": dataclasses.asdict(run.alpha),
         "stream": [run.stream.epoch, run.stream.position],
-        "progress": {name: getattr(run, name) for name in ("update", "repeat", "seconds", "visits", "unconverged")},
+        "progress": {name: getattr(run, name) for name in PROGRESS},
         "seen": sorted(run.seen),
+        "text": run.corpus.meta["files"]["tokens.bin"]["blake2b"],
     }
     checkpoint.save(run.folder / checkpoint.NAME, state)
-    for old in evaluated_weights(run)[: -run.args.average_last or None]:
-        old.unlink()
+    checkpoint.drop_weights(run.folder, keep_last=run.args.average_last)
 
 
 def restore(run: Run) -> None:
@@ -345,225 +335,132 @@ def restore(run: Run) -> None:
     file = run.folder / checkpoint.NAME
     state = checkpoint.load(file)
     checkpoint.fill(run.model, state["model"], file)
+    if state["text"] != run.corpus.meta["files"]["tokens.bin"]["blake2b"]:
+        raise checkpoint.CheckpointError(f"--data={run.args.data}: not the text that {run.folder} was trained on")
     run.optimizer.load_state_dict(state["optimizer"])
     for anchor, saved in zip(run.anchor, state["anchor"], strict=False):
         anchor.copy_(saved)
     run.alpha = bcp.Alpha(**state["alpha"])
     run.stream.seek(*state["stream"])
     run.seen = set(state["seen"])
-    for name, value in state["progress"].items():
-        setattr(run, name, value)
+    for name in PROGRESS:
+        setattr(run, name, state["progress"][name])
     checkpoint.cut_metrics(run.folder, run.update)
-    for file in evaluated_weights(run):
-        if int(file.stem.removeprefix("weights-")) > run.update:
-            file.unlink()
+    checkpoint.drop_weights(run.folder, after=run.update)
 
 
 # --- Evaluation and report --------------------------------------------------------------------------------------------
 
 
-def assess(run: Run) -> tuple[float | None, dict | None]:
-    """Validation loss in nats per token, and the minimal pairs' scores; None where there are none."""
-    run.model.eval()
-    val_loss = evaluate.mean_loss(run.model, *run.validation, run.args.batch_size)
-    pairs = evaluate.score_pairs(run.model, run.corpus.pairs, run.corpus.eot) if run.corpus.pairs else None
-    run.model.train()
-    return val_loss, pairs
+def assess(run: Run) -> evaluate.Scores:
+    return evaluate.assess(run.model, *run.validation, run.args.batch_size, run.corpus.pairs, run.corpus.eot)
 
 
-def mean_accuracy(pairs: dict | None) -> float | None:
-    return statistics.fmean(score["accuracy"] for score in pairs.values()) if pairs else None
+class Journal:
+    """What a run tells while it goes on: metrics.jsonl, a progress bar, and a line per evaluation."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.metrics = open(run.folder / checkpoint.METRICS, "a", buffering=1)  # noqa: SIM115
+        self.bar = tqdm(total=run.last_update, initial=run.update, unit="update", dynamic_ncols=True, mininterval=0.5)
+
+    def update(self, seconds: float, **record) -> None:
+        """One update: its numbers, and how long it took."""
+        run = self.run
+        run.seconds += seconds
+        tokens = run.update * run.args.batch_size * run.args.block_size
+        self.metrics.write(json.dumps({"update": run.update, **record, "tokens": tokens}) + "\n")
+        alpha = "" if record["alpha"] is None else f"alpha {record['alpha']:.2f}, repeat {record['repeat']}, "
+        shown = f"loss {record['loss']:.3f}, {alpha}{tokens / run.seconds:,.0f} tokens/s"
+        self.bar.set_postfix_str(shown, refresh=False)
+        self.bar.update()
+
+    def evaluation(self) -> evaluate.Scores:
+        """Score the model, and keep its weights for --average-last."""
+        run, scores = self.run, assess(self.run)
+        pairs = {uid: score["accuracy"] for uid, score in scores.pairs.items()} if scores.pairs else None
+        record = {"update": run.update, "val_loss": scores.val_loss, "toy": scores.toy, "pairs": pairs}
+        self.metrics.write(json.dumps(record) + "\n")
+        batches = f", {len(run.seen)} of {run.stream.n_batches} batches seen"
+        self.bar.write(f"update {run.update:5}: {scores}{batches}")
+        if run.args.average_last and run.update:
+            checkpoint.save_weights(run.folder, run.update, run.model.state_dict())
+        return scores
+
+    def close(self) -> None:
+        self.bar.close()
+        self.metrics.close()
 
 
-def evaluate_and_log(run: Run, bar: tqdm, metrics) -> tuple[float | None, dict | None]:
-    val_loss, pairs = assess(run)
-    toy = mean_accuracy(pairs)
-    record = {"update": run.update, "val_loss": val_loss, "toy": toy}
-    record["pairs"] = {uid: score["accuracy"] for uid, score in pairs.items()} if pairs else None
-    metrics.write(json.dumps(record) + "\n")
-    shown = f"validation loss {val_loss:.3f}" if val_loss is not None else "no validation text"
-    bar.write(f"update {run.update:6}  {shown}" + (f"  minimal pairs {toy:5.1f} %" if pairs else ""), file=sys.stderr)
-    if run.args.average_last and run.update:
-        checkpoint.save(run.folder / f"weights-{run.update}.pt", {"model": run.model.state_dict()})
-    return val_loss, pairs
-
-
-def evaluated_weights(run: Run) -> list[Path]:
-    """The files of --average-last, one per evaluation, oldest first."""
-    return sorted(run.folder.glob("weights-*.pt"), key=lambda file: int(file.stem.removeprefix("weights-")))
-
-
-def average(run: Run) -> tuple[float | None, dict | None]:
-    """Put the mean of the weights at the last K evaluations into the model, save it, and score it."""
-    states = [checkpoint.load(file)["model"] for file in evaluated_weights(run)[-run.args.average_last :]]
-    mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
-    checkpoint.save(run.folder / "average.pt", {"model": mean})
-    run.model.load_state_dict(mean)
-    return assess(run)
-
-
-def suggested_goal(run: Run) -> float:
-    """The goal with which half of the batches would have converged.
-
-    With threshold 1 a batch converges when the mean of L over its repeats is down to the goal: the median of that mean.
-    """
-    sums = {}
-    for line in (run.folder / checkpoint.METRICS).read_text().splitlines():
-        record = json.loads(line)
-        if "loss" in record:
-            sums.setdefault((record["epoch"], record["batch"]), []).append(record["loss"])
-    return math.ceil(10 * statistics.median(statistics.fmean(losses) for losses in sums.values())) / 10
-
-
-def report(run: Run, val_loss: float | None, pairs: dict | None) -> None:
+def report(run: Run, scores: evaluate.Scores) -> None:
     """The table at the end of a run."""
-    args, n = run.args, run.stream.n_batches
-    rows = [("validation loss", "-" if val_loss is None else f"{val_loss:.3f} nats per token")]
-    if pairs:
-        rows += [("minimal pairs", f"{mean_accuracy(pairs):.1f} %, mean of {len(pairs)} paradigms")]
-        rows += [(f"  {uid}", f"{score['accuracy']:.1f} %") for uid, score in pairs.items()]
-    seen = len(run.seen)
-    rows += [
-        ("batches seen", f"{seen} of {n}, {run.update / n if args.mode != 'bcp' else len(run.visits) / n:.2f} passes")
-    ]
-    used = n * args.batch_size * args.block_size
-    rows += [("share of the tokens seen", f"{100 * seen * used / n / len(run.stream.tokens):.1f} %")]
+    args, stream = run.args, run.stream
+    rows = [("validation loss", "-" if scores.val_loss is None else f"{scores.val_loss:.3f} nats per token")]
+    if scores.pairs:
+        rows += [("minimal pairs", f"{scores.toy:5.1f} %, mean of {len(scores.pairs)} paradigms")]
+        rows += [(f"  {uid}", f"{score['accuracy']:5.1f} %") for uid, score in scores.pairs.items()]
+    passes = stream.epoch + stream.position / stream.n_batches
+    share = len(run.seen) * args.batch_size * args.block_size / len(stream.tokens)
+    rows += [("batches seen", f"{len(run.seen)} of {stream.n_batches}, in {passes:.2f} passes")]
+    rows += [("tokens seen", f"{100 * share:.1f} % of the training text")]
     if run.visits:
-        middle = f"mean {statistics.fmean(run.visits):.1f}, median {statistics.median(run.visits):g}"
-        rows += [("repeats per batch", f"{middle}, largest {max(run.visits)}")]
+        numbers = f"mean {statistics.fmean(run.visits):.1f}, median {statistics.median(run.visits):g}"
+        rows += [("repeats of a batch", f"{numbers}, largest {max(run.visits)}")]
     if args.mode == "bcp":
-        rows += [("unconverged", f"{run.unconverged} of {len(run.visits)} visits to a batch, goal {args.goal} nats")]
-    rows += [("tokens per second", f"{run.update * args.batch_size * args.block_size / max(run.seconds, 1e-9):,.0f}")]
+        rows += [("unconverged", f"{run.unconverged} of {len(run.visits)} batches, goal {args.goal:g} nats per token")]
+    rows += [("speed", f"{run.update * args.batch_size * args.block_size / run.seconds:,.0f} tokens per second")]
     rows += [("training time", f"{run.seconds:.0f} s for {run.update} updates")]
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows))
-    if args.mode == "bcp" and 2 * run.unconverged > max(len(run.visits), 1):
-        print(
-            f"\nOver half of the batches did not converge: the goal of {args.goal} nats is too low for this text and "
-            f"budget. Try --goal={suggested_goal(run)} (a little above what --mode=random reaches)."
-        )
+    if 2 * run.unconverged > len(run.visits):
+        print(f"\nover half of the batches did not converge: --goal={args.goal:g} is too low here; a little above what "
+              f"--mode=random reaches is good, and by this run's losses try --goal={suggested_goal(run)}")  # fmt: skip
+
+
+def suggested_goal(run: Run) -> float:
+    """The goal with which half of the batches would have converged, nats per token.
+
+    With threshold 1 a batch converges when the mean of L over its repeats is down to the goal: the median of that mean.
+    """
+    losses = {}
+    for line in (run.folder / checkpoint.METRICS).read_text().splitlines():
+        record = json.loads(line)
+        if "loss" in record:
+            losses.setdefault((record["epoch"], record["batch"]), []).append(record["loss"])
+    return math.ceil(10 * statistics.median(map(statistics.fmean, losses.values()))) / 10
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------
 
 
-def lr_factor(update: int, total: int, warmup: int, schedule: str) -> float:
+def lr_factor(update: int, budget: int, warmup: int, schedule: str) -> float:
     """The learning rate of an update (counted from 0) as a share of its peak."""
     if update < warmup:
         return (update + 1) / warmup
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, total - warmup)))
+        return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, budget - warmup)))
     if schedule == "wsd":
-        return min(1.0, (total - update) / max(1, 0.2 * total))
+        return min(1.0, (budget - update) / max(1.0, 0.2 * budget))
     return 1.0
 
 
-def train(run: Run) -> int:
-    """Train until the budget is spent. Returns 0, or the number of the signal that ended it early (after saving)."""
-    args, stream, W = run.args, run.stream, run.W
-    is_bcp = args.mode == "bcp"
-    times = (args.repeats or args.epochs) if args.mode == "curriculum-repeat" else 1
-    compiled = args.compile if args.compile is not None else run.device.type == "cuda"
-    model = torch.compile(run.model) if compiled else run.model
-    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+def loss_and_gradient(forward, x: torch.Tensor, y: torch.Tensor, parts: int, autocast) -> float:
+    """L, the mean cross-entropy of the batch x, y (B, T) in nats per token; its gradient is left in the weights.
 
-    signals = []
-    for number_of in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number_of, lambda received, frame: signals.append(received))
-    metrics = open(run.folder / checkpoint.METRICS, "a", buffering=1)
-    bar = tqdm(total=run.last_update, initial=run.update, unit="update", dynamic_ncols=True, mininterval=0.5)
-    if run.update == 0:
-        val_loss, pairs = evaluate_and_log(run, bar, metrics)
-
-    blocks_of = None
-    while run.update < run.last_update and not signals:
-        began = time.perf_counter()
-        factor = lr_factor(run.update, run.total, args.warmup, args.lr_schedule)
-        for group in run.optimizer.param_groups:
-            group["lr"] = args.lr * factor
-        if blocks_of != (stream.epoch, stream.position):
-            blocks_of = (stream.epoch, stream.position)
-            x, y = (torch.from_numpy(part).to(run.device) for part in stream.blocks())  # X_t, (B, T)
-        if is_bcp and run.repeat == 0:
-            torch._foreach_copy_(run.anchor, W)  # W_{t,0} = W_{t-1,n}
-            run.alpha = dataclasses.replace(run.alpha, alpha=1.0, falls=0, repeats=0)
-
-        # Step 1: L, the cross-entropy of W on X_t, and its gradient. L is on its way to the host during the last
-        # backward pass.
-        loss = torch.zeros((), device=run.device)
-        for part_x, part_y in zip(x.chunk(args.grad_accum), y.chunk(args.grad_accum), strict=True):
-            with autocast:
-                part = model(part_x, part_y) / args.grad_accum
-            loss += part.detach()
-            read_loss = bcp.copy_to_host(loss)
-            part.backward()
-        L = read_loss()
-        if not math.isfinite(L):
-            sys.exit(f"train.py: the loss is {L} at update {run.update + 1}; the last checkpoint is whole. Lower --lr")
-
-        # Step 2: alpha' = alpha + eta (L - L_goal); W' = AdamW(alpha' L). Outside bcp, alpha' is 1.
-        raw_alpha = run.alpha.update(L) if is_bcp else None
-        bcp.clip_and_scale([w.grad for w in W], args.clip, run.alpha.alpha)
-        watch = Watch(W) if (run.update + 1) % args.norms_every == 0 else None
-        run.optimizer.step()
-        run.optimizer.zero_grad(set_to_none=True)
-        norms = {"step_norm": watch.moved(W) if watch else None, "pull_norm": None, "anchor_dist": None}
-
-        # Step 3: pull W' back toward the anchor W_{t,0}, less as the learning rate falls.
-        if is_bcp:
-            bcp.pull_back(W, run.anchor, args.C * factor, args.p, args.prox)
-            if watch:
-                norms |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)}
-
-        # Step 4: is the model done with this batch? Else the same batch again.
-        run.update += 1
-        run.repeat += 1
-        run.seen.add(stream.batch)
-        record = {
-            "update": run.update,
-            "epoch": stream.epoch + 1,
-            "batch": stream.batch,
-            "repeat": run.repeat,
-            "loss": L,
-            "alpha": raw_alpha,
-            "lr": args.lr * factor,
-            **norms,
-            "tokens": run.update * args.batch_size * args.block_size,
-        }
-        metrics.write(json.dumps(record) + "\n")
-        if run.alpha.done if is_bcp else run.repeat >= times:
-            run.visits.append(run.repeat)
-            run.unconverged += is_bcp and not run.alpha.converged
-            run.repeat = 0
-            stream.advance()
-
-        run.seconds += time.perf_counter() - began
-        bar.set_postfix_str(
-            f"loss {L:.3f}"
-            + (f", alpha {raw_alpha:.2f}, repeat {record['repeat']}" if is_bcp else "")
-            + f", {record['tokens'] / run.seconds:,.0f} tokens/s",
-            refresh=False,
-        )
-        bar.update()
-        if run.update % args.eval_every == 0 or run.update == run.last_update:
-            val_loss, pairs = evaluate_and_log(run, bar, metrics)
-        if run.update % args.save_every == 0 or run.update == run.last_update or signals:
-            save(run)
-    bar.close()
-    metrics.close()
-    if signals:
-        return signals[0]
-    report(run, val_loss, pairs)
-    if args.average_last:
-        val_loss, pairs = average(run)
-        shown = "-" if val_loss is None else f"{val_loss:.3f} nats per token"
-        shown += f", minimal pairs {mean_accuracy(pairs):.1f} %" if pairs else ""
-        print(f"\nmean of the last {args.average_last} evaluations' weights: validation loss {shown}")
-    return 0
+    The batch is worked through in equal parts. L is on its way to the host while the last backward pass runs.
+    """
+    loss = torch.zeros((), device=x.device)
+    for part_x, part_y in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        with autocast:
+            part = forward(part_x, part_y) / parts
+        loss += part.detach()
+        read_loss = bcp.copy_to_host(loss)
+        part.backward()
+    return read_loss()
 
 
 class Watch:
-    """Measures how far the weights move between two looks."""
+    """Measures how far weights move between two looks."""
 
     def __init__(self, W: list[torch.Tensor]):
         self.before = [w.detach().clone() for w in W]
@@ -575,46 +472,122 @@ class Watch:
         return moved
 
 
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """A list that the signals asking a run to end are put into, so that it can save first."""
+    received: list[int] = []
+    old = {number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def train(run: Run, signals: list[int]) -> evaluate.Scores | None:
+    """Train until the budget is spent, or until a signal arrives. Returns the last scores, or None after a signal.
+
+    The regimes differ by which batch comes next (run.stream, made in `start`) and by when a batch is done (step 4).
+    """
+    args, stream, alpha, optimizer, W = run.args, run.stream, run.alpha, run.optimizer, list(run.model.parameters())
+    is_bcp = args.mode == "bcp"
+    times = (args.repeats or args.epochs) if args.mode == "curriculum-repeat" else 1
+    compiled = args.compile if args.compile is not None else run.device.type == "cuda"
+    forward = torch.compile(run.model) if compiled else run.model
+    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    journal, scores, x, y = Journal(run), None, None, None
+    if run.update == 0:
+        journal.evaluation()
+
+    while run.update < run.last_update and not signals:
+        began = time.perf_counter()
+        factor = lr_factor(run.update, run.budget, args.warmup, args.lr_schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * factor
+        if x is None or run.repeat == 0:
+            x, y = (torch.from_numpy(part).to(run.device) for part in stream.blocks())  # X_t, (B, T)
+        run.seen.add(stream.batch)
+        if is_bcp and run.repeat == 0:
+            torch._foreach_copy_(run.anchor, W)  # W_{t,0} = W_{t-1,n}
+            alpha.restart()
+
+        # Step 1: the loss of W on the batch.
+        L = loss_and_gradient(forward, x, y, args.grad_accum, autocast)
+        if not math.isfinite(L):
+            raise FloatingPointError(f"the loss is {L} at update {run.update + 1}; try a lower --lr")
+
+        # Step 2: alpha' = alpha + eta (L - L_goal), then W' = AdamW(alpha' L). Outside bcp alpha stays 1.
+        alpha_raw = alpha.update(L) if is_bcp else None
+        bcp.clip_and_scale([w.grad for w in W], args.clip, alpha.alpha)
+        watch = Watch(W) if (run.update + 1) % args.norms_every == 0 else None
+        optimizer.step()
+        optimizer.zero_grad()
+        norms = {"step_norm": watch and watch.moved(W), "pull_norm": None, "anchor_dist": None}
+
+        # Step 3: pull W' back toward the anchor W_{t,0}, the less the lower the learning rate.
+        if is_bcp:
+            bcp.pull_back(W, run.anchor, args.C * factor, args.p, args.prox)
+            norms |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)} if watch else {}
+
+        # Step 4: has the batch been learnt? Then the next one, else the same again.
+        run.update, run.repeat = run.update + 1, run.repeat + 1
+        epoch, batch, repeat = stream.epoch + 1, stream.batch, run.repeat
+        if alpha.done if is_bcp else repeat >= times:
+            finish_batch(run)
+        journal.update(time.perf_counter() - began, epoch=epoch, batch=batch, repeat=repeat, loss=L, alpha=alpha_raw,
+                       lr=args.lr * factor, **norms)  # fmt: skip
+
+        if run.update % args.eval_every == 0 or run.update == run.last_update:
+            scores = journal.evaluation()
+        if run.update % args.save_every == 0 or run.update == run.last_update or signals:
+            save(run)
+    journal.close()
+    return None if signals else scores
+
+
+def finish_batch(run: Run) -> None:
+    """Write down how the current batch went, and go to the next one."""
+    run.visits.append(run.repeat)
+    run.unconverged += run.args.mode == "bcp" and not run.alpha.converged
+    run.repeat = 0
+    run.stream.advance()
+
+
 def main(args: argparse.Namespace) -> int:
     """The whole program; returns its exit status."""
     try:
         run = start(args)
         resuming = args.resume and (run.folder / checkpoint.NAME).exists()
-        if resuming:
-            restore(run)
-        else:
-            open_folder(run)
-    except ValueError as error:  # a wrong corpus, size, device or checkpoint: the message is one line
-        args.error(str(error))
+        restore(run) if resuming else open_folder(run)
+    except ValueError as error:  # a wrong corpus, size, device or checkpoint; the message is one line
+        get_parser().error(str(error))
     if run.update >= run.last_update:
-        print(f"{run.folder} is finished: {run.update} updates. Score it with: python evaluate.py {run.folder}")
+        print(f"{run.folder} is finished after {run.update} updates; score it with: python evaluate.py {run.folder}")
         return 0
-    size = f"{args.preset}, {count_parameters(run.model):,} parameters"
-    print(f"run     {run.folder}" + (f", going on at update {run.update}" if resuming else ""))
-    print(
-        f"device  {run.device.type}, {args.dtype}; model {size}"
-        + ("" if run.device.type == "cuda" else " (no GPU: the default is tiny)" if args.preset == "tiny" else "")
-    )
-    print(
-        f"text    {run.corpus.meta['corpus']}: {run.corpus.meta['n_tokens']:,} tokens, vocabulary {run.corpus.vocab_size:,}, "
-        f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size}"
-    )
-    print(f"budget  {run.total} updates" + (f", goal {args.goal} nats per token" if args.mode == "bcp" else ""))
-    received = train(run)
-    if received:
-        print(
-            f"\nstopped by {signal.Signals(received).name}; saved at update {run.update}. "
-            f"Go on with: python train.py --resume --out={run.folder}"
-        )
-        return 128 + received
-    print(f"\nthe run is in {run.folder}; score it with: python evaluate.py {run.folder} --task toy")
+    corpus, sizes = run.corpus, f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
+    small = " (the default without a GPU)" if args.preset == "tiny" and run.device.type != "cuda" else ""
+    print(f"run     {run.folder}" + (f", going on after update {run.update}" if resuming else ""))
+    print(f"model   {args.preset}{small}: {count_parameters(run.model):,} parameters, {run.device}, {args.dtype}")
+    print(f"text    {corpus.meta['corpus']}: vocabulary {corpus.vocab_size:,}, {sizes}")
+    print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
+    with caught_signals() as signals:
+        scores = train(run, signals)
+    if scores is None:
+        print(f"\n{signal.Signals(signals[0]).name}: saved at update {run.update}; to go on: python train.py --resume "
+              f"--out={run.folder}")  # fmt: skip
+        return 128 + signals[0]
+    report(run, scores)
+    if args.average_last:
+        run.model.load_state_dict(checkpoint.average_weights(run.folder, args.average_last))
+        print(f"\nmean of the weights at the last {args.average_last} evaluations: {assess(run)}")
+    print(f"\nthe run is in {run.folder}; score it with: python evaluate.py {run.folder}")
     return 0
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(ARGS))
-    except OSError as error:  # the machine's trouble: a full disk, a folder that cannot be written
+    except (OSError, FloatingPointError) as error:  # not the user's fault: a full disk, a loss that is not finite
         sys.exit(f"train.py: {error}")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # while the text is being prepared; later on it is caught, and the run is saved
         sys.exit(130)

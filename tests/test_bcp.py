@@ -1,0 +1,135 @@
+"""Alpha, the pull-back and the convergence check against numbers worked out by hand."""
+
+import pytest
+import torch
+
+from bcp import Alpha, clip_and_scale, copy_to_host, distance, pull_back
+
+
+def run(losses, **settings):
+    """alpha' of every update and the state afterwards; stops when the batch is done."""
+    alpha, raw = Alpha(**({"eta": 0.5, "goal": 2.0} | settings)), []
+    for loss in losses:
+        raw.append(alpha.update(loss))
+        if alpha.done:
+            break
+    return raw, alpha
+
+
+def test_alpha_follows_the_formula():
+    # 1 + 0.5 (4 - 2) = 2;  2 + 0.5 (3 - 2) = 2.5;  2.5 + 0.5 (1 - 2) = 2;  2 + 0.5 (0.5 - 2) = 1.25
+    raw, alpha = run([4.0, 3.0, 1.0, 0.5])
+    assert raw == [2.0, 2.5, 2.0, 1.25]
+    assert (alpha.alpha, alpha.falls, alpha.repeats, alpha.converged) == (1.25, 2, 4, False)
+
+
+def test_batch_converges_after_patience_falls_in_a_row_below_the_threshold():
+    # 1.5, 1.0 (a fall, but not below 1), 0.5 (second fall, below 1)
+    raw, alpha = run([3.0, 1.0, 1.0, 1.0])
+    assert raw == [1.5, 1.0, 0.5] and alpha.converged
+    raw, alpha = run([3.0, 1.0, 1.0, 1.0, 1.0], patience=4)
+    assert raw == [1.5, 1.0, 0.5, 0.0, -0.5] and alpha.converged
+
+
+def test_one_fall_below_the_threshold_is_not_convergence():
+    raw, alpha = run([1.0])
+    assert raw == [0.5] and not alpha.converged
+
+
+def test_a_rise_starts_the_count_again():
+    raw, alpha = run([1.0, 3.0, 1.0])  # 0.5 (fall), 1.0 (rise), 0.5 (fall)
+    assert raw == [0.5, 1.0, 0.5] and alpha.falls == 1 and not alpha.done
+
+
+def test_an_unchanged_alpha_is_no_fall():
+    _, alpha = run([1.0, 2.0])
+    assert alpha.falls == 0 and not alpha.done
+
+
+def test_the_threshold_looks_at_alpha_and_not_at_the_loss():
+    raw, alpha = run([9.0, 1.0, 1.0, 1.0])  # 4.5, 4.0, 3.5, 3.0: the loss is below the goal, alpha is not down yet
+    assert raw == [4.5, 4.0, 3.5, 3.0] and not alpha.done
+    _, alpha = run([9.0, 1.0, 1.0], threshold=4.0)
+    assert alpha.converged and alpha.repeats == 3
+
+
+def test_alpha_is_clamped_at_zero_and_a_clamped_alpha_still_falls():
+    alpha = Alpha(eta=1.0, goal=2.0, patience=3)
+    raws = [alpha.update(0.5) for _ in range(3)]  # 1 - 1.5 = -0.5, clamped; then 0 - 1.5, clamped again
+    assert raws == [-0.5, -1.5, -1.5]
+    assert alpha.alpha == 0.0 and alpha.falls == 3 and alpha.converged
+
+
+def test_safety_stop_counts_as_done_but_not_as_converged():
+    raw, alpha = run([5.0] * 10, max_repeats=4)
+    assert len(raw) == 4 and alpha.done and not alpha.converged
+
+
+def test_alpha_is_one_plus_eta_times_the_summed_excess():
+    losses = [7.0, 6.5, 6.1, 5.0, 4.8]
+    raw, _ = run(losses, eta=0.1, goal=4.0)
+    for n, value in enumerate(raw, 1):
+        assert value == pytest.approx(1 + 0.1 * sum(loss - 4.0 for loss in losses[:n]))
+
+
+def tensors(*values):
+    return [torch.tensor(v) for v in values]
+
+
+def test_pull_p1_moves_every_weight_by_C_and_leaves_those_on_the_anchor():
+    W, anchor = tensors([1.0, -1.0, 0.5], [[0.05]]), tensors([0.0, 0.0, 0.5], [[0.0]])
+    pull_back(W, anchor, C=0.1, p=1)
+    torch.testing.assert_close(
+        W, tensors([0.9, -0.9, 0.5], [[-0.05]])
+    )  # the last one overshoots: the plain subgradient
+    torch.testing.assert_close(anchor, tensors([0.0, 0.0, 0.5], [[0.0]]))
+
+
+def test_pull_p2_moves_every_weight_by_a_share_of_its_distance():
+    W, anchor = tensors([1.0, -3.0, 0.5]), tensors([0.0, 1.0, 0.5])
+    pull_back(W, anchor, C=0.1, p=2)
+    torch.testing.assert_close(W, tensors([0.9, -2.6, 0.5]))
+
+
+def test_prox_p1_never_overshoots_and_lands_exactly_on_the_anchor():
+    anchor = torch.randn(10_000, generator=torch.Generator().manual_seed(0)) * 1e-3
+    W = anchor + torch.linspace(-0.2, 0.2, 10_000)
+    before = W.clone()
+    pull_back([W], [anchor], C=0.1, p=1, prox=True)
+    near = (before - anchor).abs() <= 0.1
+    assert near.sum() > 4000 and torch.equal(W[near], anchor[near])
+    expected = before[~near] - 0.1 * (before - anchor)[~near].sign()
+    torch.testing.assert_close(W[~near], expected)
+
+
+def test_prox_p2_divides_the_distance_by_one_plus_C():
+    W, anchor = tensors([1.5, -3.0]), tensors([0.0, 0.0])
+    pull_back(W, anchor, C=0.5, p=2, prox=True)
+    torch.testing.assert_close(W, tensors([1.0, -2.0]))
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("prox", [False, True])
+def test_C_zero_pulls_nothing(p, prox):
+    W, anchor = torch.randn(50), torch.randn(50)
+    before = W.clone()
+    pull_back([W], [anchor], C=0.0, p=p, prox=prox)
+    torch.testing.assert_close(W, before, atol=1e-6, rtol=0)
+
+
+def test_gradient_is_clipped_before_alpha_multiplies_it():
+    gradients = tensors([3.0, 0.0], [[4.0]])  # norm 5
+    clip_and_scale(gradients, max_norm=1.0, alpha=10.0)
+    torch.testing.assert_close(gradients, tensors([6.0, 0.0], [[8.0]]))  # norm 10 = alpha, not 1
+    small = tensors([0.3, 0.4])
+    clip_and_scale(small, max_norm=1.0, alpha=2.0)
+    torch.testing.assert_close(small, tensors([0.6, 0.8]))
+
+
+def test_distance_is_the_norm_over_all_tensors():
+    assert distance(tensors([3.0], [[0.0]]), tensors([0.0], [[4.0]])) == pytest.approx(5.0)
+
+
+def test_a_scalar_reaches_the_host_in_full_precision():
+    x = torch.tensor(1.2345678)
+    assert copy_to_host(x)() == x.item()

@@ -1,0 +1,143 @@
+"""Difficulty, order, and the stream of batches of each regime."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from conftest import corpus_of
+
+import curriculum
+import data
+import toy
+
+
+@pytest.fixture
+def corpus():
+    # token 0 three times, 1 twice, 2 once in the training text; the last document is held out
+    return corpus_of([[[2, 0], [0]], [[1, 0, 1]], [[2, 2, 2, 2], [0]]], vocab_size=5, held_out=[2], seen=[4])
+
+
+def test_difficulty_is_the_summed_unigram_surprisal(corpus):
+    s = [-math.log(3 / 6), -math.log(2 / 6), -math.log(1 / 6)]
+    lines = corpus.train_lines()
+    assert list(lines) == [0, 1, 2]
+    expected = [s[2] + s[0], s[0], 2 * s[1] + s[0]]
+    np.testing.assert_allclose(curriculum.difficulty(corpus, lines), expected)
+    np.testing.assert_allclose(curriculum.difficulty(corpus, lines, "rarity"), np.divide(expected, [2, 1, 3]))
+    np.testing.assert_allclose(curriculum.difficulty(corpus, lines, "length"), [2, 1, 3])
+    assert curriculum.unigram(corpus)[1] == pytest.approx(3 / 6 * s[0] + 2 / 6 * s[1] + 1 / 6 * s[2])
+
+
+def test_speaker_labels_do_not_count():
+    plain = corpus_of([[[1, 2], [1]]], vocab_size=9)
+    labelled = corpus_of([[[7, 8, 1, 2], [1]]], vocab_size=9, labels=[2, 0])
+    for kind in ("surprisal", "length", "rarity"):
+        expected = curriculum.difficulty(plain, plain.train_lines(), kind)
+        np.testing.assert_allclose(curriculum.difficulty(labelled, labelled.train_lines(), kind), expected)
+
+
+def test_curriculum_ascends_and_random_is_a_seeded_shuffle(corpus):
+    assert list(curriculum.order_lines(corpus, "curriculum", "surprisal", seed=0)) == [1, 0, 2]
+    many = corpus_of([[[0]] * 50], vocab_size=3)
+    one, same, other = (curriculum.order_lines(many, "random", "surprisal", seed) for seed in (1, 1, 2))
+    assert sorted(one) == list(range(50)) and list(one) == list(same) and list(one) != list(other)
+
+
+def test_single_words_come_before_sentences(text_file, cache):
+    prepared = data.open_prepared(data.prepare(str(text_file), cache, vocab_size=600, quiet=True))
+    lines = curriculum.order_lines(prepared, "curriculum", "surprisal", seed=0)
+    scores = curriculum.difficulty(prepared, lines)
+    assert (np.diff(scores) >= 0).all()
+    tokenizer = data.load_tokenizer(prepared.folder / "tokenizer.json")
+    words = []
+    for line in lines:
+        ids = prepared.tokens[prepared.line_start[line] : prepared.line_start[line + 1] - 1]
+        words.append(len(tokenizer.decode(ids.tolist()).split()))
+    tenth = len(words) // 10
+    assert np.mean(words[:tenth]) < 3 < 10 < np.mean(words[-tenth:])
+
+
+def test_joined_text_is_the_lines_in_order_with_end_of_text_after_each(corpus):
+    assert list(curriculum.join(corpus, np.array([2, 1, 0]))) == [1, 0, 1, 4, 0, 4, 2, 0, 4]
+
+
+def visits(stream: curriculum.Stream, n: int) -> list[int]:
+    seen = []
+    for _ in range(n):
+        seen.append(stream.batch)
+        stream.advance()
+    return seen
+
+
+def test_blocks_overlap_by_one_token_and_the_rest_is_dropped():
+    tokens = np.arange(100, dtype=np.uint16)
+    stream = curriculum.Stream(tokens, block_size=4, batch_size=3)  # 99 // 4 = 24 blocks, 8 batches of 12 tokens
+    assert stream.n_batches == 8
+    stream.seek(0, 7)
+    x, y = stream.blocks()
+    assert x.tolist() == [[84, 85, 86, 87], [88, 89, 90, 91], [92, 93, 94, 95]]
+    assert (y == x + 1).all() and x.dtype == np.int64
+
+
+@pytest.mark.parametrize(("length", "batches"), [(13, 1), (24, 1), (25, 2)])
+def test_a_last_batch_that_just_fits_is_kept(length, batches):
+    assert curriculum.Stream(np.zeros(length, dtype=np.uint16), 4, 3).n_batches == batches
+
+
+def test_every_batch_once_an_epoch_in_order_or_reshuffled():
+    tokens = np.zeros(61, dtype=np.uint16)
+    ordered = curriculum.Stream(tokens, 3, 2)
+    assert visits(ordered, 30) == 3 * list(range(10))
+    shuffled = visits(curriculum.Stream(tokens, 3, 2, reshuffle=True, seed=5), 30)
+    epochs = [shuffled[:10], shuffled[10:20], shuffled[20:]]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert shuffled == visits(curriculum.Stream(tokens, 3, 2, reshuffle=True, seed=5), 30)
+
+
+@pytest.mark.parametrize("reshuffle", [False, True])
+def test_a_stream_goes_on_where_another_one_stood(reshuffle):
+    tokens = np.zeros(61, dtype=np.uint16)
+    stream, other = (curriculum.Stream(tokens, 3, 2, reshuffle, seed=1) for _ in range(2))
+    visits(stream, 17)
+    other.seek(stream.epoch, stream.position)
+    assert (stream.epoch, stream.position) == (1, 7)
+    assert visits(other, 25) == visits(stream, 25)
+
+
+def test_text_shorter_than_a_batch_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"--block-size=64.*2,049 tokens.*100"):
+        curriculum.Stream(np.zeros(100, dtype=np.uint16), 64, 32)
+
+
+def test_validation_leaves_out_lines_that_also_stand_in_the_training_text(corpus):
+    x, y = curriculum.validation_blocks(corpus, block_size=4, max_tokens=100)
+    # held out: 2 2 2 2 eot 0 eot, where the line "0" was seen in training
+    assert x.tolist() == [[2, 2, 2, 2], [4, 0, 4, 4]]
+    assert y.tolist() == [[2, 2, 2, 4], [-100, -100, -100, -100]]
+    assert len(curriculum.validation_blocks(corpus, block_size=4, max_tokens=4)[0]) == 1
+    nothing = corpus_of([[[0]]], vocab_size=3)
+    assert curriculum.validation_blocks(nothing, 4, 100)[0].shape == (0, 4)
+
+
+def test_orders_two_million_tokens_fast():
+    """A fiftieth of 100 M tokens: the whole is to take at most 60 s, most of it linear in the number of tokens."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 21, size=200_000)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = rng.integers(0, 16383, size=starts[-1]).astype(np.uint16)
+    tokens[starts[1:] - 1] = 16383
+    n = len(lengths)
+    corpus = data.Corpus(None, tokens, starts, np.zeros(n, np.uint8), np.zeros(n, bool), np.array([0, n]),
+                         np.zeros(1, bool), {"vocab_size": 16384, "eot": 16383}, None)  # fmt: skip
+    began = time.perf_counter()
+    ordered = curriculum.join(corpus, curriculum.order_lines(corpus, "curriculum", "surprisal", 0))
+    assert time.perf_counter() - began < 5
+    assert len(ordered) == len(tokens) and (np.bincount(ordered) == np.bincount(tokens)).all()
+
+
+def test_the_toys_stages_are_ordered_by_difficulty(cache):
+    """The order that the poster's idea asks for comes out of the surprisal alone: early stages first."""
+    means = [np.mean([len(line.split()) for line in toy.sample_lines(stage, 50)]) for stage in range(3)]
+    assert means[0] < means[1] < means[2]

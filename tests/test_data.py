@@ -1,0 +1,583 @@
+"""Corpora to prepared folders: boundaries, validation, tokenizer, cache, damage, downloads."""
+
+import base64
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import random
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+from data import DataError, open_prepared, prepare, split_label
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data" / "corpus"
+WORDS = "the dog cat sees a big red ball and runs home to sleep while birds sing".split()
+
+
+def story(seed, n_docs=40, n_lines=5):
+    rng = random.Random(seed)
+    docs = [[" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) + "." for _ in range(n_lines)] for _ in range(n_docs)]
+    return "\n\n".join("\n".join(doc) for doc in docs) + "\n"
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def prepared(tmp_path, content, **flags):
+    path = write(tmp_path / "text.txt", content)
+    return open_prepared(prepare(str(path), tmp_path / "cache", **{"propose": 300, "quiet": True} | flags))
+
+
+def texts(corpus):
+    """The lines that the tokens stand for."""
+    encoding = data.load_tokenizer(corpus.folder / "tokenizer.json")
+    ids, ends = corpus.tokens, corpus.line_start[1:] - 1
+    assert (ids[ends] == corpus.eot).all() and (ids == corpus.eot).sum() == len(ends)
+    return [
+        encoding.decode_bytes(ids[a:b].tolist()).decode() for a, b in zip(corpus.line_start[:-1], ends, strict=True)
+    ]
+
+
+def documents(corpus):
+    lines = texts(corpus)
+    return [tuple(lines[a:b]) for a, b in zip(corpus.doc_start[:-1], corpus.doc_start[1:], strict=True)]
+
+
+def refused(*args, **flags):
+    """The message of the DataError that prepare raises: always one line."""
+    with pytest.raises(DataError) as error:
+        prepare(*args, **{"quiet": True} | flags)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------ lines and documents
+
+ODD = [
+    "\ufeffa byte-order mark",
+    "carriage return at the end\r",
+    "in\rside\x85next\u2028line\u2029paragraph\x0b\x0c\x1c",
+    "nul \x00 byte",
+    "tabs\t\tand   spaces   \t ",
+    "   ",
+    "family 👨‍👩‍👧‍👦 flag 🇫🇷",
+    "שלום עולם مرحبا",
+    "<|endoftext|> is text here",
+    "*MOT:\t  indented",
+    "*MOT:\t",
+    "e\u0301 and é, ﬁ, Ⅷ, 12345678901",
+    "no newline at the end",
+]
+
+
+def test_odd_text_passes_unchanged_and_is_split_at_newlines_alone(tmp_path):
+    corpus = prepared(tmp_path, "\n".join(ODD))
+    assert texts(corpus) == ODD
+    assert corpus.doc_start.tolist() == [0, len(ODD)]
+
+
+def test_empty_lines_and_file_ends_end_documents(tmp_path):
+    write(tmp_path / "in/b.train", "three\n\n\n\nfour")
+    write(tmp_path / "in/a/z.txt", "\n\none\r\n\r\ntwo\r\n")
+    write(tmp_path / "in/c.txt.gz", gzip.compress(b"five\n"))
+    write(tmp_path / "in/d.md", "not a corpus file")
+    folder = prepare(str(tmp_path / "in"), tmp_path / "cache", propose=257, quiet=True)
+    assert documents(open_prepared(folder)) == [("one\r",), ("two\r",), ("three",), ("four",), ("five",)]
+
+
+def test_dtypes_and_counts(tmp_path):
+    text = story(1)
+    corpus = prepared(tmp_path, text)
+    dtypes = dict(tokens="uint16", line_start="int64", line_label="uint8", line_seen="bool", doc_start="int64")
+    for name, dtype in (dtypes | {"doc_val": "bool"}).items():
+        assert getattr(corpus, name).dtype == dtype
+    lines = [line for line in text.split("\n") if line]
+    meta = corpus.meta
+    assert (meta["n_lines"], meta["n_docs"], meta["n_words"]) == (len(lines), 40, sum(len(x.split()) for x in lines))
+    assert meta["n_tokens"] == len(corpus.tokens) == corpus.line_start[-1]
+    assert corpus.eot == corpus.vocab_size - 1 and meta["n_val_docs"] == corpus.doc_val.sum()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), max_size=12))
+def test_any_text_comes_back(tmp_path_factory, lines):
+    text = "\n".join(["first", *lines])
+    corpus = prepared(tmp_path_factory.mktemp("any"), text, propose=257)
+    assert texts(corpus) == [line for line in text.split("\n") if line not in ("", "\r")]
+
+
+# ------------------------------------------------------------------------------------------------ validation
+
+
+def test_no_validation_document_in_training_and_equal_documents_on_one_side(tmp_path):
+    text = story(2, n_docs=60, n_lines=2)
+    corpus = prepared(tmp_path, text + "\n" + story(3, n_docs=20) + "\n" + text, val_share=0.3)
+    docs = documents(corpus)
+    val = {doc for doc, held in zip(docs, corpus.doc_val, strict=True) if held}
+    train = {doc for doc, held in zip(docs, corpus.doc_val, strict=True) if not held}
+    assert val and train and not val & train
+    assert corpus.doc_val.tolist()[:60] == corpus.doc_val.tolist()[-60:]
+    both = np.concatenate([corpus.train_lines(), corpus.val_lines()])
+    assert both.dtype == np.int64 and sorted(both) == list(range(len(corpus.line_label)))
+    assert sum(len(doc) for doc, held in zip(docs, corpus.doc_val, strict=True) if held) == len(corpus.val_lines())
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.5, 1 - 1e-9])
+def test_two_documents_are_always_one_for_each_side(tmp_path, share):
+    corpus = prepared(tmp_path, "one\n\ntwo\n\none\n", val_share=share)
+    assert 0 < corpus.doc_val.sum() < 3 and corpus.doc_val[0] == corpus.doc_val[2]
+
+
+def test_one_distinct_document_gives_no_validation_and_says_so(tmp_path, capsys):
+    assert not prepared(tmp_path, "one\n\none\n", val_share=0.9, quiet=False).doc_val.any()
+    assert "no validation" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_share_is_about_what_was_asked(tmp_path):
+    assert 120 < prepared(tmp_path, story(4, n_docs=800, n_lines=2), val_share=0.2).doc_val.sum() < 200
+
+
+def test_line_seen_marks_validation_lines_that_stand_in_training_whoever_says_them(tmp_path):
+    rng = random.Random(5)
+    doc = lambda: "\n".join(f"*{rng.choice(['MOT', 'CHI'])}:\t{rng.choice(WORDS)} {rng.choice(WORDS)}" for _ in "ab")  # noqa: E731
+    corpus = prepared(tmp_path, "\n\n".join(doc() for _ in range(90)), val_share=0.3)
+    lines = [split_label(line)[1] for line in texts(corpus)]
+    train = {lines[i] for i in corpus.train_lines()}
+    wanted = [i for i in corpus.val_lines() if lines[i] in train]
+    assert np.flatnonzero(corpus.line_seen).tolist() == wanted
+    assert 0 < len(wanted) < len(corpus.val_lines())
+
+
+# ------------------------------------------------------------------------------------------------ speaker labels
+
+
+@pytest.mark.parametrize(
+    "line, label",
+    [
+        ("*MOT:\tlook!", "*MOT:\t"),
+        ("A:\tyes", "A:\t"),
+        ("Mrs. O'Neil-2:\t hm", "Mrs. O'Neil-2:\t"),
+        ("*MOT:\t", "*MOT:\t"),
+        ("A: yes", ""),
+        (":\tyes", ""),
+        ("a, b:\tyes", ""),
+        ("x" * 33 + ":\tyes", ""),
+        ("", ""),
+    ],
+)
+def test_split_label(line, label):
+    assert split_label(line) == (label, line[len(label) :])
+
+
+def check_labels(corpus):
+    encoding = data.load_tokenizer(corpus.folder / "tokenizer.json")
+    for line, start, end, n in zip(
+        texts(corpus), corpus.line_start[:-1], corpus.line_start[1:], corpus.line_label, strict=True
+    ):
+        label, rest = split_label(line)
+        ids = corpus.tokens[start : end - 1].tolist()
+        assert encoding.decode(ids[:n]) == label and encoding.decode(ids[n:]) == rest
+        assert ids == encoding.encode_ordinary(line)
+
+
+def test_label_ends_at_a_token_boundary_of_the_whole_line(tmp_path):
+    check_labels(prepared(tmp_path, "\n".join(ODD + [f"*CHI:\t{x}" for x in ODD] + [f"Dr. X:\t\t{x}" for x in ODD])))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data/corpus beside this repository")
+def test_labels_of_real_child_speech(tmp_path):
+    text = b"".join(p.read_bytes()[:30000] for p in sorted((SHARED / "childes").glob("*.txt")))
+    corpus = prepared(tmp_path, text, propose=4096, encoding_errors="replace")
+    assert (corpus.line_label > 0).mean() > 0.9
+    check_labels(corpus)
+
+
+# ------------------------------------------------------------------------------------------------ tokenizer
+
+
+@pytest.fixture(scope="module")
+def encoding(tmp_path_factory):
+    return data.load_tokenizer(prepared(tmp_path_factory.mktemp("bpe"), story(6)).folder / "tokenizer.json")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_encode_decode_gives_back_any_text(encoding, text):
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates are no text
+    assert encoding.decode(encoding.encode_ordinary(text)) == text
+
+
+@pytest.mark.parametrize("text", [" " * 10**6, " " * 10**6 + "x", "a" * 10**7, "acgt" * 250_000, "=" * 10**6])
+def test_endless_runs_are_trained_on_and_encoded_in_reasonable_time(tmp_path, text):
+    start = time.monotonic()
+    assert texts(prepared(tmp_path, text)) == [text]
+    assert time.monotonic() - start < 20
+
+
+def test_the_same_text_gives_the_same_tokenizer_in_another_process(tmp_path):
+    path = write(tmp_path / "text.txt", story(7))
+    files = []
+    for cache in ("a", "b"):
+        command = [
+            sys.executable,
+            ROOT / "data.py",
+            f"--data={path}",
+            f"--cache={tmp_path / cache}",
+            "--vocab-size=290",
+        ]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        folder = Path(done.stdout.splitlines()[0])
+        files.append({p.name: p.read_bytes() for p in folder.iterdir()})
+    assert files[0] == files[1]
+
+
+def test_vocabulary_counts_end_of_text_and_stops_at_what_the_text_gives(tmp_path, capsys):
+    assert prepared(tmp_path, story(8), vocab_size=280).vocab_size == 280
+    corpus = prepared(tmp_path, "ab ab\n", propose=1000, quiet=False)
+    assert "1000 proposed" in capsys.readouterr().err
+    message = refused(str(tmp_path / "text.txt"), tmp_path / "cache", vocab_size=1001)
+    assert "--vocab-size=1001" in message and message.endswith(f"the largest is {corpus.vocab_size}")
+    # The same from the folder that was made from a proposal of this size.
+    assert "--vocab-size=1000 is more" in refused(str(tmp_path / "text.txt"), tmp_path / "cache", vocab_size=1000)
+
+
+def test_gpt2_is_written_out_whole_and_needs_tiktokens_files_no_more(tmp_path, monkeypatch):
+    ranks = {bytes([b]): b for b in range(256)} | {b"th": 256, b"the": 257}
+    pattern = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+    gpt2 = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={data.EOT: 258})
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: gpt2)
+    lines = ["the", "*MOT:\t  the end", " " * 10**6 + "x"]
+    corpus = prepared(tmp_path, "\n".join(lines), tokenizer="gpt2")
+    assert texts(corpus) == lines and corpus.vocab_size == 259
+    assert corpus.tokens[:2].tolist() == [257, 258]
+
+
+def test_gpt2_without_a_network_is_one_line(tmp_path, monkeypatch):
+    def get_encoding(name):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", get_encoding)
+    path = write(tmp_path / "text.txt", "a b\n")
+    assert "--tokenizer=bpe needs none" in refused(str(path), tmp_path / "cache", tokenizer="gpt2")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+# ------------------------------------------------------------------------------------------------ toy
+
+
+def test_toy_corpus_and_its_pairs(tmp_path):
+    import toy
+
+    corpus = open_prepared(prepare("toy", tmp_path, quiet=True))
+    encoding = data.load_tokenizer(corpus.folder / "tokenizer.json")
+    pairs = toy.minimal_pairs()
+    assert list(corpus.pairs) == list(pairs)
+    for uid in pairs:
+        wanted = [[pair["sentence_good"], pair["sentence_bad"]] for pair in pairs[uid]]
+        assert [[encoding.decode(ids) for ids in pair] for pair in corpus.pairs[uid]] == wanted
+    assert documents(corpus) == [tuple(scene) for scene in toy.documents()]
+
+
+def test_a_changed_toy_is_prepared_again(tmp_path, monkeypatch):
+    folders = []
+    for word in ("dog", "cat"):
+        code = f"documents = lambda seed=0: [['{word}'], ['a {word}']]\nminimal_pairs = lambda: {{}}\n"
+        write(tmp_path / word / "toy.py", code)
+        monkeypatch.syspath_prepend(tmp_path / word)
+        monkeypatch.delitem(sys.modules, "toy", raising=False)
+        folders.append(prepare("toy", tmp_path / "cache", quiet=True))
+    assert [texts(open_prepared(folder)) for folder in folders] == [["dog", "a dog"], ["cat", "a cat"]]
+    monkeypatch.delitem(sys.modules, "toy")
+
+
+# ------------------------------------------------------------------------------------------------ cache
+
+
+def test_cache_is_reused_until_text_or_settings_change(tmp_path):
+    path = write(tmp_path / "my text.txt", story(9))
+    make = lambda **flags: prepare(str(path), tmp_path / "cache", **{"propose": 300, "quiet": True} | flags)  # noqa: E731
+    first = make()
+    assert first.parent == tmp_path / "cache" and first.name.startswith("my-text.txt-")
+    stamp = (first / "meta.json").stat().st_mtime_ns
+    assert make() == make(vocab_size=300) == first and (first / "meta.json").stat().st_mtime_ns == stamp
+    others = [make(propose=299), make(val_share=0.1), make(encoding_errors="replace")]
+    path.write_text(story(10))
+    assert len({first, *others, make()}) == 5
+    assert prepare(str(first), tmp_path / "cache") == first
+    assert "--vocab-size" in refused(str(first), tmp_path / "cache", vocab_size=400)
+
+
+def test_interrupted_preparation_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    path = write(tmp_path / "text.txt", story(11))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data, "choose_validation", interrupt)  # the tokens are written by then
+        prepare(str(path), tmp_path / "cache", propose=300, quiet=True)
+    assert not list((tmp_path / "cache").iterdir())
+    assert open_prepared(prepare(str(path), tmp_path / "cache", propose=300, quiet=True))
+
+
+def test_the_loser_of_a_race_uses_the_winners_folder(tmp_path, monkeypatch):
+    path = write(tmp_path / "text.txt", story(12))
+    ordinary = data.choose_validation
+    winner = []
+
+    def slow(*args):
+        if not winner:
+            winner.append(None)
+            winner[0] = prepare(str(path), tmp_path / "cache", propose=300, quiet=True)
+            winner.append((winner[0] / "meta.json").stat().st_mtime_ns)
+        return ordinary(*args)
+
+    monkeypatch.setattr(data, "choose_validation", slow)
+    folder = prepare(str(path), tmp_path / "cache", propose=300, quiet=True)
+    assert folder == winner[0] and (folder / "meta.json").stat().st_mtime_ns == winner[1]
+    assert list((tmp_path / "cache").iterdir()) == [folder]
+
+
+def test_every_flipped_byte_and_every_cut_is_noticed(tmp_path):
+    corpus = prepared(tmp_path, story(13, n_docs=4))
+    rng = random.Random(13)
+    for path in sorted(corpus.folder.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(25):
+            at = rng.randrange(len(whole))
+            flipped = whole[:at] + bytes([whole[at] ^ rng.randint(1, 255)]) + whole[at + 1 :]
+            for damaged in (flipped, whole[:at], whole + b"\n"):
+                path.write_bytes(damaged)
+                with pytest.raises(DataError, match=path.name) as error:
+                    open_prepared(corpus.folder)
+                assert "\n" not in str(error.value)
+                if path.name == "tokenizer.json":
+                    pytest.raises(DataError, data.load_tokenizer, path)
+        path.unlink()
+        pytest.raises(DataError, open_prepared, corpus.folder).match(f"{path.name} is missing")
+        path.write_bytes(whole)
+    assert open_prepared(corpus.folder).meta == corpus.meta
+
+
+def test_another_format_version_is_named(tmp_path, monkeypatch):
+    folder = prepared(tmp_path, story(14, n_docs=3)).folder
+    monkeypatch.setattr(data, "FORMAT", data.FORMAT + 1)
+    pytest.raises(DataError, open_prepared, folder).match("format")
+    assert prepare(str(tmp_path / "text.txt"), tmp_path / "cache", propose=300, quiet=True) != folder
+
+
+def test_a_tokenizer_that_is_none_is_refused(tmp_path):
+    tokens = [base64.b64encode(bytes([b])).decode() for b in range(256)]
+    good = {"name": "x", "pattern": ".", "tokens": tokens}
+    for bad in ({}, good | {"tokens": tokens[1:]}, good | {"tokens": [*tokens, tokens[0]]}, good | {"pattern": "("}):
+        data.write_sealed(tmp_path / "tokenizer.json", bad)
+        pytest.raises(DataError, data.load_tokenizer, tmp_path / "tokenizer.json").match("tokenizer.json")
+
+
+# ------------------------------------------------------------------------------------------------ wrong use
+
+
+def test_wrong_corpora_are_named_in_one_line(tmp_path):
+    assert "takes toy, babylm-10m" in refused("toi", tmp_path)
+    assert "takes toy, babylm-10m" in refused("", tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "*.txt" in refused(str(tmp_path / "empty"), tmp_path / "cache")
+    assert "no line" in refused(str(write(tmp_path / "a.txt", "\n\r\n\n")), tmp_path / "cache")
+    text = "ok\nstill ok\nñ".encode() + b"\xff\n"
+    path = write(tmp_path / "b.txt", text)
+    message = refused(str(path), tmp_path / "cache")
+    assert str(path) in message and f"byte {text.index(255)} " in message and "--encoding-errors=replace" in message
+    assert "\ufffd" in texts(open_prepared(prepare(str(path), tmp_path / "cache", encoding_errors="replace")))[-1]
+    packed = gzip.compress(story(15).encode())
+    for damaged in (packed[:-20], packed[:40] + b"?" + packed[41:], b"not gzip"):
+        assert "c.txt.gz" in refused(str(write(tmp_path / "c.txt.gz", damaged)), tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "flag, flags",
+    [
+        ("--vocab-size", {"vocab_size": 256}),
+        ("--vocab-size", {"vocab_size": 65537}),
+        ("--vocab-size", {"vocab_size": 300, "tokenizer": "gpt2"}),
+        ("--tokenizer", {"tokenizer": "word"}),
+        ("--val-share", {"val_share": 1.0}),
+        ("--val-share", {"val_share": float("nan")}),
+        ("--encoding-errors", {"encoding_errors": "ignore"}),
+    ],
+)
+def test_wrong_settings_name_their_flag(tmp_path, flag, flags):
+    assert refused("toy", tmp_path / "cache", **flags).startswith(flag)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_command_line_is_one_line_and_status_2(tmp_path):
+    (tmp_path / "data").mkdir()  # a folder of the same name must not hide data.py
+    shutil.copy(ROOT / "data.py", tmp_path)
+    run = lambda *args: subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True)  # noqa: E731
+    for flags in (["--data=nope"], ["--vocab-size=x"], ["--val-share=2"], ["--unknown"]):
+        done = run("data.py", *flags)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    write(tmp_path / "file", "")
+    write(tmp_path / "text.txt", story(16))
+    done = run("data.py", "--data=text.txt", "--cache=file")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--vocab-size" in run("data.py", "--help").stdout
+    assert run("-c", "import sys, data; data.DataError; assert 'torch' not in sys.modules").returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------ downloads
+
+
+def archive(members):
+    """A zip from (name, content, mode) triples."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as out:
+        for name, content, mode in members:
+            info = zipfile.ZipInfo("x")
+            info.filename, info.external_attr = name, mode << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            out.writestr(info, content)
+    return packed.getvalue()
+
+
+REG = stat.S_IFREG | 0o644
+GOOD = archive(
+    [
+        ("train_10M/childes.train", "*MOT:\tlook .\n\n", REG),
+        ("train_10M/bnc.train", "yes .\n", REG),
+        ("train_10M/README.md", "#", REG),
+        ("__MACOSX/train_10M/._bnc.train", b"\xff\x00", REG),
+    ]
+)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A local server for babylm-10m; a test sets what it answers."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer = self.server.answer
+            answer["requests"] = answer.get("requests", 0) + 1
+            self.send_response(answer.get("status", 200))
+            if answer.get("length", True):
+                self.send_header("Content-Length", str(answer.get("announce", len(answer["body"]))))
+            self.end_headers()
+            self.wfile.write(answer["body"])
+            time.sleep(answer.get("wait", 0))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as local:
+        threading.Thread(target=local.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{local.server_port}/download/"
+
+        def answer(body, md5=None, **how):
+            local.answer = {"body": body, **how}
+            monkeypatch.setitem(data.DOWNLOADS, "babylm-10m", (url, "train_10M.zip", md5))
+            return local.answer
+
+        for variable in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+        answer.url = url
+        yield answer
+        local.shutdown()
+
+
+def test_a_download_is_unpacked_prepared_and_not_fetched_again(tmp_path, server):
+    answer = server(GOOD, hashlib.md5(GOOD).hexdigest())
+    folder = prepare("babylm-10m", tmp_path, propose=257, quiet=True)
+    assert folder.name.startswith("babylm-10m-")
+    assert texts(open_prepared(folder)) == ["yes .", "*MOT:\tlook ."]
+    assert sorted(p.name for p in (tmp_path / "download/babylm-10m").iterdir()) == ["bnc.train", "childes.train"]
+    assert prepare("babylm-10m", tmp_path, propose=257, quiet=True) == folder and answer["requests"] == 1
+
+
+def test_what_was_fetched_by_hand_is_used(tmp_path, server):
+    answer = server(b"", status=404)
+    write(tmp_path / "a/download/train_10M.zip", GOOD)
+    write(tmp_path / "b/download/babylm-10m/train_10M/bnc.train", "yes .\n")
+    for cache in ("a", "b"):
+        assert prepare("babylm-10m", tmp_path / cache, propose=257, quiet=True)
+    assert "requests" not in answer
+
+
+@pytest.mark.parametrize(
+    "how, why",
+    [
+        (dict(body=b"gone", status=404), "404"),
+        (dict(body=GOOD[:100], announce=len(GOOD)), "cut off after 100 of"),
+        (dict(body=GOOD, announce=len(GOOD) - 30, md5=hashlib.md5(GOOD).hexdigest()), "not the published file"),
+        (dict(body=GOOD[:-30], length=False, md5=hashlib.md5(GOOD).hexdigest()), "not the published file"),
+        (dict(body=GOOD[:100], announce=len(GOOD), wait=3), "timed out"),
+        (dict(body=GOOD, length=False, limit=100), "more than 100 bytes"),
+    ],
+)
+def test_a_failed_download_says_what_to_fetch_by_hand_and_leaves_nothing(tmp_path, server, monkeypatch, how, why):
+    monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(data, "MAX_UNPACKED", how.pop("limit", 1 << 20))
+    server(**how)
+    message = refused("babylm-10m", tmp_path)
+    assert why in message
+    for hint in (server.url, "https://osf.io/ad7qg", str(tmp_path / "download/train_10M.zip")):
+        assert hint in message
+    assert not list((tmp_path / "download").iterdir())
+
+
+def test_no_server_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(data.DOWNLOADS, "babylm-10m", ("http://127.0.0.1:9/", "train_10M.zip", None))
+    assert "by hand" in refused("babylm-10m", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "members, why",
+    [
+        ([("../evil.train", "x", REG)], "refused"),
+        ([("a/../../evil.train", "x", REG)], "refused"),
+        ([("..\\evil.train", "x", REG)], "refused"),
+        ([("/tmp/evil.train", "x", REG)], "refused"),
+        ([("C:\\evil.train", "x", REG)], "refused"),
+        ([("a/good.train", "x", REG), ("a/evil.train", "/etc/passwd", stat.S_IFLNK | 0o777)], "refused"),
+        ([("a/one.train", "x", REG), ("b/ONE.train", "y", REG)], "two files"),
+        ([("a/README.md", "x", REG)], "no *.train"),
+        ([("a/bomb.train", "x" * 5000, REG)], "more than 1000 bytes"),
+    ],
+)
+def test_an_evil_archive_is_refused_and_writes_nothing(tmp_path, server, monkeypatch, members, why):
+    monkeypatch.setattr(data, "MAX_UNPACKED", 1000)
+    server(archive(members))
+    assert why in refused("babylm-10m", tmp_path / "cache")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == [
+        "cache",
+        "cache/download",
+        "cache/download/train_10M.zip",
+    ]
+
+
+def test_a_damaged_archive_is_named(tmp_path, server):
+    server(b"")
+    at = GOOD.index(b"bnc.train") + 12
+    for damaged in (b"PK", GOOD[:-40], GOOD[:at] + bytes([GOOD[at] ^ 255]) + GOOD[at + 1 :], json.dumps({}).encode()):
+        write(tmp_path / "download/train_10M.zip", damaged)
+        assert "train_10M.zip" in refused("babylm-10m", tmp_path)
+        assert not (tmp_path / "download/babylm-10m").exists()
