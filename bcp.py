@@ -59,6 +59,12 @@ class Alpha:
 
 
 @torch.no_grad()
+def drop_anchor(anchor: list[Tensor], W: list[Tensor]) -> None:
+    """A new batch: W_{t,0} = W_{t-1,n}, copied in place."""
+    torch._foreach_copy_(anchor, W)
+
+
+@torch.no_grad()
 def pull_back(W: list[Tensor], anchor: list[Tensor], C: float, p: int, prox: bool = False) -> None:
     """Step 3: W = W' - grad of (C/p) |W' - W_{t,0}|_p^p, in place. `anchor` is W_{t,0}, shapes as in W.
 

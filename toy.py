@@ -1,7 +1,7 @@
 """The built-in corpus: a small seeded grammar of English, and the minimal pairs that test what was learnt from it.
 
 The text grows in ten stages as a child's language does, from single words to short stories of boxes. It is a measuring
-instrument: a model of a million parameters learns it in minutes, while a model of neighbouring words cannot pass most
+instrument: a model of a million parameters learns it in minutes, while a model of neighboring words cannot pass most
 of its tests. `minimal_pairs` gives the tests in the format of BLiMP (Warstadt et al. 2020), `entity_items` gives
 stories in the format of the BabyLM suite's entity tracking. None of their sentences stands in the text.
 
@@ -16,84 +16,78 @@ import argparse
 import functools
 import itertools
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import NamedTuple
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The lexicon. In each list the words stand in order of frequency; an irregular form follows its base after a slash.
+# The lexicon. In each list the words stand in order of frequency. An irregular form follows its base after a slash, the
+# gender of a noun after a colon.
 
-STAGES = (
-    "words",
-    "phrases",
-    "sentences",
-    "questions",
-    "reflexives",
-    "negation",
-    "agreement",
-    "gaps",
-    "clauses",
-    "stories",
-)
-SHARES = (1, 4, 12, 10, 10, 14, 18, 14, 12, 16)  # of the words of the corpus, per stage, in relative units
+SHARES = {  # stage -> its share of the words of the corpus, in per cent
+    "words": 1, "phrases": 4, "sentences": 11, "questions": 9, "reflexives": 9,
+    "negation": 13, "agreement": 15, "gaps": 13, "clauses": 11, "stories": 14,
+}  # fmt: skip
+STAGES = tuple(SHARES)
 
-NOUNS = {  # kind -> words; the kinds ending in _f and _m are female and male, and join the kind before the underscore
-    "human_f": "girl mother woman/women sister queen grandmother princess aunt witch",
-    "human_m": "boy father man/men brother king grandfather prince uncle wizard",
-    "human": "child/children baby friend teacher farmer doctor neighbor baker sailor singer nurse soldier "
-             "dancer driver pilot thief/thieves painter hunter student writer",
+NOUNS = {
+    "name": "anna:f tom:m mary:f peter:m lucy:f max:m emma:f jack:m rosa:f ben:m julia:f paul:m clara:f oscar:m nina:f "
+            "hugo:m",
+    "human": "girl:f boy:m child/children mother:f father:m woman/women:f man/men:m baby friend sister:f brother:m "
+             "teacher farmer queen:f king:m doctor neighbor grandmother:f grandfather:m baker sailor princess:f "
+             "prince:m singer nurse aunt:f uncle:m soldier dancer driver witch:f wizard:m pilot thief/thieves painter "
+             "hunter student writer",
     "animal": "dog cat bird mouse/mice horse cow duck pig rabbit goose/geese frog bear fox wolf/wolves hen goat monkey "
               "lion snake puppy kitten tiger turtle donkey squirrel elephant owl spider ox/oxen dragon",
-    "food": "apple cookie cake egg pear carrot berry/berries potato/potatoes cherry banana sandwich tomato/tomatoes "
-            "nut pie bean plum onion peach loaf/loaves lemon mushroom pancake",
+    "food": "apple cookie cake egg pear carrot berry potato/potatoes cherry banana sandwich tomato/tomatoes nut pie "
+            "bean plum onion peach loaf/loaves lemon mushroom pancake",
     "thing": "ball book key hat cup toy spoon stone shoe lamp chair bell knife/knives ring doll letter flower "
              "leaf/leaves candle coin picture clock drum pen rope feather button shirt bottle pencil glove umbrella "
              "mirror kite ribbon shell ticket hammer scarf/scarves pillow needle helmet",
 }  # fmt: skip
-NAMES = {"f": "anna mary lucy emma rosa julia clara nina", "m": "tom peter max jack ben paul oscar hugo"}
-PLACES = ("in the house/in the garden/at school/in the kitchen/near the river/in the forest/on the hill/in the park/"
-          "on the beach/in the field/behind the barn/at the market/by the lake/on the bridge/in the street/"
-          "in the castle/in the village/on the island/in the yard/in the tower/near the station/in the cave").split("/")  # fmt: skip
-CONTAINERS = "box bag basket bucket jar chest"
-
-VERBS = {  # kind -> base forms, with the past where it is not regular
-    "sleep": "sleep/slept run/ran sing/sang laugh cry swim/swam fall/fell smile dance wait sit/sat jump dream "
-             "rest sneeze stumble/stumbled yawn shiver arrive wander tremble snore vanish kneel/knelt",
-    "see": "see/saw like find/found love chase follow help want watch hear/heard touch miss hold/held catch/caught "
-           "lose/lost push draw/drew carry/carried remember forget/forgot admire notice fear guard praise visit",
-    "eat": "eat/ate cook bake taste steal/stole share slice",
-    "take": "take/took make/made buy/bought break/broke throw/threw drop/dropped bring/brought sell/sold "
-            "open clean fix lift paint hide/hid borrow mend wrap/wrapped polish",
-    "wash": "see/saw wash hide/hid like draw/drew help watch hear/heard love admire scratch praise describe "
-            "blame trust defend",
+VERBS = {
+    "sleep": "sleep/slept run/ran sing/sang laugh cry swim/swam fall/fell smile dance wait sit/sat jump dream rest "
+             "sneeze stumble yawn shiver arrive tremble snore vanish",
+    "see": "see/saw like find/found love want watch hear/heard touch miss hold/held catch/caught lose/lost push "
+           "draw/drew carry remember forget/forgot admire notice",  # anything
+    "chase": "chase follow help meet/met fear visit hug praise",  # people and animals
+    "eat": "eat/ate cook bake taste steal/stole share slice",  # food
+    "take": "take/took make/made buy/bought break/broke throw/threw drop/dropped bring/brought sell/sold open clean "
+            "fix lift paint hide/hid borrow mend",  # things
+    "wash": "see/saw wash hide/hid like draw/drew help watch hear/heard love admire scratch praise describe blame "
+            "trust defend",  # oneself
+    "give": "give/gave show bring/brought sell/sold",
     "say": "say/said think/thought believe hope",  # that
     "know": "know/knew see/saw guess learn notice",  # that, or what
-    "give": "give/gave show bring/brought sell/sold",
 }  # fmt: skip
-# Verbs that always need an object, and verbs that never have one: only these make the gap tests clear-cut English.
-NEED = "find like love chase touch miss hold catch lose carry admire guard take buy throw bring fix borrow".split()
-NEVER = "sleep laugh fall smile sit rest sneeze stumble yawn shiver arrive wander tremble snore vanish kneel".split()
-
-ADJECTIVES = {
+OTHERS = {
     "size": "big small old little new nice pretty strange huge tiny beautiful",
     "feeling": "happy hungry sad tired good angry brave clever kind lazy funny quiet lonely proud gentle shy noisy",
     "state": "dirty heavy broken cheap wet expensive round smooth dusty shiny ugly",
     "taste": "sweet fresh hot cold ripe sour bitter salty",
+    "coat": "black brown white gray",
     "color": "red blue green yellow black white brown gray purple",
-}
-KIND_ADJECTIVES = {  # kind of noun -> kinds of adjective, in the order in which English puts them
-    "human": ("size", "feeling"), "animal": ("size", "color"), "food": ("size", "taste"), "thing": ("size", "color"),
+    "near": "near behind beside by with",
+    "often": "often always sometimes usually rarely",
+    "quickly": "quickly quietly slowly happily carefully suddenly loudly gently",
+    "today": "today again outside alone",
+    "container": "box bag basket bucket jar chest",
+    "place": "in_the_house in_the_garden at_school in_the_kitchen near_the_river in_the_forest on_the_hill in_the_park "
+             "on_the_beach in_the_field behind_the_barn at_the_market by_the_lake on_the_bridge in_the_street "
+             "in_the_castle in_the_village on_the_island in_the_yard in_the_tower near_the_station in_the_cave",
+}  # fmt: skip
+ATTRIBUTES = {  # kind of noun -> kinds of adjective before it, in the order in which English puts them
+    "human": ("size", "feeling"), "animal": ("size", "coat"), "food": ("size", "taste"), "thing": ("size", "color"),
 }  # fmt: skip
 STATES = {"human": "feeling", "animal": "feeling", "food": "taste", "thing": "state"}  # "the key is (dirty)"
-OTHER = {
-    "near": "near behind beside with by".split(),
-    "often": "often always sometimes usually rarely".split(),
-    "quickly": "quickly quietly slowly happily carefully suddenly loudly gently".split(),
-    "today": "today again outside alone".split(),
-}
-ONE = "the the the the the a a a this this every".split()
-MANY = "the the the the the the these these some two many three".split()
+DETERMINERS = (
+    "the the the the the a a a this this every".split(),
+    "the the the the the these these some two many".split(),
+)
+# Verbs that always need an object, and verbs that never have one: only these make the gap tests clear-cut English.
+NEED = "find like love touch miss hold catch lose carry admire take buy throw bring fix borrow".split()
+NEVER = "sleep laugh fall smile sit rest sneeze stumble yawn shiver arrive tremble snore vanish".split()
 
 
 class Noun(NamedTuple):
@@ -110,7 +104,7 @@ class Verb(NamedTuple):
 
 
 class Phrase(NamedTuple):
-    """A noun phrase: its words, number (0 singular, 1 plural), gender, and kind of noun."""
+    """A noun phrase: its words, number (0 singular, 1 plural), and the gender and kind of its noun."""
 
     text: str
     number: int
@@ -119,119 +113,120 @@ class Phrase(NamedTuple):
 
 
 Words = dict[str, list]  # kind -> the words at hand
-Pairs = list[tuple[str, str]]  # (good, bad)
 BE, WAS, DO = ("is", "are"), ("was", "were"), ("does", "do")
+HE, HIMSELF = {"f": "she", "m": "he", "n": "it"}, {"f": "herself", "m": "himself", "n": "itself"}
 
 
-def add_s(word: str) -> str:
-    """The regular plural of a noun, which is also the regular third person of a verb."""
-    if word.endswith(("s", "x", "ch", "sh", "zz")):
-        return word + "es"
-    return word[:-1] + "ies" if word.endswith("y") and word[-2] not in "aeou" else word + "s"
-
-
-def add_ed(word: str) -> str:
-    if word.endswith("e"):
-        return word + "d"
-    return word[:-1] + "ied" if word.endswith("y") and word[-2] not in "aeou" else word + "ed"
+def add_ending(word: str, ending: str) -> str:
+    """The regular form with "s" (of nouns and verbs alike) or "ed"."""
+    if word.endswith("y") and word[-2] not in "aeou":
+        return word[:-1] + ("ies" if ending == "s" else "ied")
+    if ending == "s":
+        return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
+    return word + ("d" if word.endswith("e") else "ed")
 
 
 def read_lexicon() -> Words:
     """All words by kind, as Noun, Verb or str, most frequent first."""
-    words: Words = {"name": [], **OTHER, "place": PLACES, "container": CONTAINERS.split()}
-    genders = {kind: dict.fromkeys(text.split(), kind[-1] if kind[-2] == "_" else "c") for kind, text in NOUNS.items()}
-    humans = itertools.zip_longest(*(genders[kind] for kind in ("human_f", "human_m", "human")))
-    order = {"human": [word for rank in humans for word in rank if word]}  # the three kinds in turn
-    order |= {kind: NOUNS[kind].split() for kind in ("animal", "food", "thing")}
-    sex = genders["human_f"] | genders["human_m"] | genders["human"]
-    for kind, entries in order.items():
-        split = [entry.partition("/") for entry in entries]
-        words[kind] = [Noun(one, many or add_s(one), sex.get(one + bar + many, "n"), kind) for one, bar, many in split]
-    for pair in zip(NAMES["f"].split(), NAMES["m"].split(), strict=True):
-        words["name"] += [Noun(name, "", gender, "human") for name, gender in zip(pair, "fm", strict=True)]
+    words: Words = {kind: [word.replace("_", " ") for word in text.split()] for kind, text in OTHERS.items()}
+    for kind, text in NOUNS.items():
+        entries = [[*entry.split(":"), "c" if kind == "human" else "n"][:2] for entry in text.split()]
+        split = [(*forms.partition("/")[::2], gender) for forms, gender in entries]
+        words[kind] = [Noun(one, many or add_ending(one, "s"), gender, kind) for one, many, gender in split]
     for kind, text in VERBS.items():
-        split = [entry.partition("/") for entry in text.split()]
-        words[kind] = [Verb(add_s(base), base, past or add_ed(base)) for base, _, past in split]
-    return words | {kind: text.split() for kind, text in ADJECTIVES.items()}
+        split = [entry.partition("/")[::2] for entry in text.split()]
+        words[kind] = [Verb(add_ending(base, "s"), base, past or add_ending(base, "ed")) for base, past in split]
+    return words
 
 
 LEXICON = read_lexicon()
-LEMMAS = {form: n.singular for kind in ("name", "human", "animal", "food", "thing") for n in LEXICON[kind] for form in n[:2]}
+LEMMAS = {form: noun.singular for kind in NOUNS for noun in LEXICON[kind] for form in noun[:2]}
+LEMMAS |= {form: verb.base for kind in VERBS for verb in LEXICON[kind] for form in verb}
+LEMMAS |= {word: word for kind in OTHERS if kind not in ("near", "place", "container") for word in LEXICON[kind]}
 
 
-def choose_words(r: random.Random, stage: int = 9) -> Words:
+def choose_words(r: Random, stage: int = 9) -> Words:
     """The few words that one scene is about, Zipf-like; rare words come in only at late stages."""
-    sizes = {"name": 3, "human": 4, "animal": 4, "food": 3, "thing": 4, "place": 3}
     chosen = {}
     for kind, items in LEXICON.items():
         known = items[: math.ceil(len(items) * (stage + 3) / 7)]
-        chosen[kind] = r.choices(known, cum_weights=zipf(len(known)), k=sizes.get(kind, 6))
+        chosen[kind] = r.choices(known, cum_weights=zipf(len(known)), k=4 if kind in NOUNS or kind == "place" else 6)
     return chosen
 
 
 @functools.cache
 def zipf(n: int) -> list[float]:
-    """Cumulative weights of n ranks, 1 / (rank + 6)."""
+    """Cumulative weights of n ranks, 1 / (rank + 6): flat enough at the top for the rarest words to occur at all."""
     return list(itertools.accumulate(1 / (rank + 6) for rank in range(n)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Phrases. Every function draws from `r` and from the words at hand, `w`.
+# Phrases. Every function draws from `r` and from the words at hand, `w`; kinds repeated in a string come up more often.
+
+ANIMATE = "human human animal name"
 
 
-def noun_phrase(r: random.Random, w: Words, kinds: str = "human animal thing", number: int | None = None,
-                det: str | None = None, extra: float = 0.0, adjectives: float = 0.3) -> Phrase:  # fmt: skip
-    """A noun phrase of one of the kinds; with probability `extra` a prepositional phrase or relative clause follows."""
+def noun_phrase(r: Random, w: Words, kinds: str = "human animal thing", number: int | None = None, *,
+                det: str = "", extra: float = 0.0, adjectives: float = 0.15) -> Phrase:  # fmt: skip
+    """A noun phrase of one of the kinds.
+
+    `extra` is the probability that a prepositional phrase or relative clause follows, `adjectives` that of each of two.
+    """
     kind = r.choice(kinds.split())
     noun = r.choice(w[kind])
     if kind == "name":
         return Phrase(noun.singular, 0, noun.gender, "human")
     number = r.randrange(2) if number is None else number
-    before = [r.choice(w[k]) for k in KIND_ADJECTIVES[kind] if r.random() < adjectives / 2]
-    det = det or r.choice((ONE, MANY)[number])
-    words = " ".join([*before, noun[number]])
-    text = f"{'an' if det == 'a' and words[0] in 'aeiou' else det} {words}"
-    if r.random() < extra:
-        text += " " + modifier(r, w, kind, number)
-    return Phrase(text, number, noun.gender, kind)
+    det = det or r.choice(DETERMINERS[number])
+    words = " ".join([*(r.choice(w[a]) for a in ATTRIBUTES[kind] if r.random() < adjectives), noun[number]])
+    after = " " + modifier(r, w, kind, number) if r.random() < extra else ""
+    return Phrase(f"{'an' if det == 'a' and words[0] in 'aeiou' else det} {words}{after}", number, noun.gender, kind)
 
 
-def modifier(r: random.Random, w: Words, kind: str, number: int) -> str:
+def modifier(r: Random, w: Words, kind: str, number: int) -> str:
     """What follows a noun: "near the boys", "that chases the cats", "who the cats like"."""
     style = r.random()
     if style < 0.45:
-        prep = r.choice(w["near"])
-        if prep == "with" and kind not in ("human", "animal"):
-            prep = "near"
-        return f"{prep} {noun_phrase(r, w, 'thing' if prep == 'with' else 'human animal thing').text}"
-    relative = "who" if kind == "human" else "that"
+        near = r.choice(w["near"])
+        if near == "with":
+            return f"with {noun_phrase(r, w, 'thing').text}"
+        return f"{near} {noun_phrase(r, w).text}"
     if style < 0.72 and kind in ("human", "animal"):
-        verb, rest = predicate(r, w, r.choice((True, True, False)))
-        return f"{relative} {tensed(r, verb, number)} {rest}".rstrip()
-    other = noun_phrase(r, w, "human human animal name", adjectives=0.1)
-    verbs = w["see"] if kind in ("human", "animal") else w["eat" if kind == "food" else r.choice(("see", "take"))]
-    return f"{relative} {other.text} {tensed(r, r.choice(verbs), other.number)}"
+        verb, rest = predicate(r, w, objects=r.random() < 0.7)
+        return f"{relative(kind)} {tensed(r, verb, number)} {rest}".rstrip()
+    other = noun_phrase(r, w, ANIMATE, adjectives=0.05)
+    verbs = w[{"food": "eat", "thing": "take"}.get(kind, "chase")] + w["see"] * (kind != "food")
+    return f"{relative(kind)} {other.text} {tensed(r, r.choice(verbs), other.number)}"
 
 
-def tensed(r: random.Random, verb: Verb, number: int, past: float = 0.3) -> str:
+def relative(kind: str) -> str:
+    return "who" if kind == "human" else "that"
+
+
+def tensed(r: Random, verb: Verb, number: int, past: float = 0.3) -> str:
     return verb.past if r.random() < past else verb[number]
 
 
-def predicate(r: random.Random, w: Words, transitive: bool | None = None, extra: float = 0.0) -> tuple[Verb, str]:
+def transitive(r: Random, w: Words) -> tuple[Verb, str]:
+    """A verb, and the kind of noun that makes sense as its object."""
+    kind = r.choice("see see see chase take take eat".split())
+    objects = {"see": "human animal thing", "chase": "human animal", "take": "thing", "eat": "food"}[kind]
+    return r.choice(w[kind]), r.choice(objects.split())
+
+
+def predicate(r: Random, w: Words, objects: bool | None = None, extra: float = 0.0) -> tuple[Verb, str]:
     """A verb and what follows it: an object, a place, an adverb, or nothing."""
-    if r.random() < 0.55 if transitive is None else transitive:
-        kind = r.choice(("see", "see", "take", "eat"))
-        objects = {"see": "human animal thing", "take": "thing", "eat": "food"}[kind]
-        rest = noun_phrase(r, w, objects, extra=extra).text
-        return r.choice(w[kind]), rest + (" " + r.choice(w["place"]) if r.random() < 0.15 else "")
+    if r.random() < 0.55 if objects is None else objects:
+        verb, kind = transitive(r, w)
+        place = " " + r.choice(w["place"]) if r.random() < 0.15 else ""
+        return verb, noun_phrase(r, w, kind, extra=extra).text + place
     rest = r.choices((r.choice(w["place"]), r.choice(w["quickly"]), r.choice(w["today"]), ""), (4, 2, 1, 3))[0]
     return r.choice(w["sleep"]), rest
 
 
-def finite(r: random.Random, w: Words, subject: Phrase, past: float = 0.3, extra: float = 0.0) -> str:
+def finite(r: Random, w: Words, subject: Phrase, past: float = 0.3, extra: float = 0.0) -> str:
     """A verb phrase that agrees with the subject: "often sees a bird", "are hungry"."""
-    style = r.random()
-    if subject.kind in ("food", "thing") or style < 0.25:
+    if subject.kind in ("food", "thing") or r.random() < 0.25:
         be = (WAS if r.random() < past else BE)[subject.number]
         return f"{be} {r.choice(w[STATES[subject.kind] if r.random() < 0.7 else 'place'])}"
     verb, rest = predicate(r, w, extra=extra)
@@ -239,61 +234,47 @@ def finite(r: random.Random, w: Words, subject: Phrase, past: float = 0.3, extra
     return f"{often}{tensed(r, verb, subject.number, past)} {rest}".rstrip()
 
 
-def sentence(
-    r: random.Random, w: Words, extra: float = 0.0, kinds: str = "human human animal animal name thing"
-) -> str:
-    subject = noun_phrase(r, w, kinds, extra=extra)
-    return f"{subject.text} {finite(r, w, subject, extra=extra / 2)}"
+def sentence(r: Random, w: Words, extra: float = 0.0, past: float = 0.3) -> str:
+    subject = noun_phrase(r, w, "human human animal animal name thing", extra=extra)
+    return f"{subject.text} {finite(r, w, subject, past, extra / 2)}"
 
 
-def reflexive(phrase: Phrase) -> str:
-    return "themselves" if phrase.number else {"f": "herself", "m": "himself", "n": "itself", "c": ""}[phrase.gender]
-
-
-def pronoun(phrase: Phrase) -> str:
-    return "they" if phrase.number else {"f": "she", "m": "he", "n": "it", "c": ""}[phrase.gender]
-
-
-def animate(r: random.Random, w: Words, extra: float = 0.0) -> Phrase:
-    """A person or an animal."""
-    return noun_phrase(r, w, "human human animal name", extra=extra)
-
-
-def gendered(r: random.Random, w: Words, extra: float = 0.0) -> Phrase:
-    """A person or an animal whose pronoun is known: not "a child"."""
-    return next(p for p in iter(lambda: animate(r, w, extra), None) if p.number or p.gender != "c")
+def with_pronoun(r: Random, w: Words, extra: float = 0.0) -> Phrase:
+    """A person or animal to whom a pronoun can refer back: not "a child"."""
+    while True:
+        phrase = noun_phrase(r, w, ANIMATE, extra=extra)
+        if phrase.number or phrase.gender in HE:
+            return phrase
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The stages: each function gives one line.
 
 
-def words_line(r: random.Random, w: Words) -> str:
-    kind = r.choice("name human animal animal food thing thing sleep size color".split())
-    word = r.choice(w[kind])
-    if isinstance(word, Verb):
-        word = word.base
-    elif isinstance(word, Noun):
-        word = word.plural if r.random() < 0.3 and kind != "name" else word.singular
-    return f"{word} ."
+def words_line(r: Random, w: Words) -> str:
+    word = r.choice(w[r.choice("name human animal animal food thing thing sleep size color".split())])
+    if isinstance(word, Noun):
+        word = word.plural if r.random() < 0.3 and word.kind != "name" else word.singular
+    return f"{word.base if isinstance(word, Verb) else word} ."
 
 
-def phrases_line(r: random.Random, w: Words) -> str:
+def phrases_line(r: Random, w: Words) -> str:
     style = r.random()
     if style < 0.1:
         return f"{r.choice(w['place'])} ."
-    phrase = noun_phrase(r, w, "human animal food thing", adjectives=0.1 if style < 0.4 else 1.0)
+    phrase = noun_phrase(r, w, "human animal food thing", adjectives=0.05 if style < 0.4 else 0.5)
     more = f" and {noun_phrase(r, w, 'animal food thing', adjectives=0).text}" if style < 0.2 else ""
     return f"{phrase.text}{more} ."
 
 
-def sentences_line(r: random.Random, w: Words) -> str:
+def sentences_line(r: Random, w: Words) -> str:
     style = r.random()
     if style < 0.1:
-        giver, taker = animate(r, w), animate(r, w)
-        gift = noun_phrase(r, w, "food thing", adjectives=0.1).text
+        giver, taker = noun_phrase(r, w, ANIMATE), noun_phrase(r, w, ANIMATE)
+        gift = noun_phrase(r, w, "food thing", adjectives=0.05)
         verb = tensed(r, r.choice(w["give"]), giver.number)
-        return f"{giver.text} {verb} " + (f"{taker.text} {gift} ." if style < 0.05 else f"{gift} to {taker.text} .")
+        objects = f"{taker.text} {gift.text}" if style < 0.05 else f"{gift.text} to {taker.text}"
+        return f"{giver.text} {verb} {objects} ."
     if style < 0.15:
         number = r.randrange(2)
         thing = noun_phrase(r, w, number=number, det=r.choice((("a",), ("two", "some", "many"))[number]))
@@ -301,187 +282,173 @@ def sentences_line(r: random.Random, w: Words) -> str:
     return sentence(r, w) + " ."
 
 
-def questions_line(r: random.Random, w: Words) -> str:
-    subject = animate(r, w)
+def questions_line(r: Random, w: Words) -> str:
     if r.random() < 0.25:
         subject = noun_phrase(r, w, "human animal name thing food")
         be = r.choice((BE, BE, WAS))[subject.number]
-        return f"{be} {subject.text} {r.choice((r.choice(w[STATES[subject.kind]]), r.choice(w['place'])))} ?"
+        return f"{be} {subject.text} {r.choice(w[r.choice((STATES[subject.kind], 'place'))])} ?"
+    subject = with_pronoun(r, w)
     verb, rest = predicate(r, w)
     do = "did" if r.random() < 0.35 else DO[subject.number]
-    answer = f" yes , {pronoun(subject)} {do} ." if r.random() < 0.2 and pronoun(subject) else ""
-    return f"{do} {subject.text} {verb.base} {rest}".rstrip() + " ?" + answer
+    he = "they" if subject.number else HE[subject.gender]
+    answer = f" yes , {he} {do} ." if r.random() < 0.15 else ""
+    return f"{do} {subject.text} {verb.base} {rest}".rstrip() + f" ?{answer}"
 
 
-def reflexives_line(r: random.Random, w: Words) -> str:
-    subject = gendered(r, w, extra=0.4)
+def reflexives_line(r: Random, w: Words) -> str:
+    subject = with_pronoun(r, w, extra=0.4)
     verb = tensed(r, r.choice(w["wash"]), subject.number, past=0.6)
     adverb = r.choice(("", "", r.choice(w["often"]) + " ", r.choice(w["quickly"]) + " "))
-    object_ = reflexive(subject) if r.random() < 0.8 else animate(r, w).text
-    return f"{subject.text} {adverb}{verb} {object_} " + r.choice(("", "", r.choice(w["place"]) + " ")) + "."
+    himself = "themselves" if subject.number else HIMSELF[subject.gender]
+    who = himself if r.random() < 0.8 else noun_phrase(r, w, ANIMATE).text
+    return f"{subject.text} {adverb}{verb} {who} " + r.choice(("", "", r.choice(w["place"]) + " ")) + "."
 
 
-def negation_line(r: random.Random, w: Words) -> str:
-    """Either a negated verb, or one of no/the with ever/never, any/no, in all the combinations that are English."""
-    number, negative = r.randrange(2), r.random() < 0.5
-    style = r.random()
-    verb, rest = predicate(r, w, transitive=True if 0.3 < style < 0.6 else None)
+def negation_line(r: Random, w: Words) -> str:
+    """A negated verb; or no/the with ever/never or with any/no, in all the combinations that are English."""
+    style, number, negative = r.random(), r.randrange(2), r.random() < 0.5
+    verb, rest = predicate(r, w)
     if style < 0.3:
-        subject = animate(r, w)
-        return (
-            f"{subject.text} {'did' if r.random() < 0.3 else DO[subject.number]} not {verb.base} {rest}".rstrip() + " ."
-        )
-    plain = r.choice(("the", "the", "the", "some" if number else "this", "these" if number else "every"))
-    subject = noun_phrase(r, w, "human human animal", number, "no" if negative else plain, adjectives=0.15)
-    if style > 0.85:  # an inner "no" does not license what stands outside its clause
-        inner = noun_phrase(r, w, "human animal", None, "the" if negative else "no", adjectives=0.1)
-        after = (
-            f"{'who' if subject.kind == 'human' else 'that'} {inner.text} {tensed(r, r.choice(w['see']), inner.number)}"
-        )
-    else:
-        after = modifier(r, w, subject.kind, number) if r.random() < 0.6 else ""
-    subject = f"{subject.text} {after}".strip()
-    if style < 0.6:
-        kind = r.choice(("see", "take", "eat"))
-        some = r.choice(w[{"see": "animal", "take": "thing", "eat": "food"}[kind]]).plural
-        ending = r.choice(("", "", " " + r.choice(w["place"])))
-        verb = r.choice(w[kind])
-        if r.random() < 0.25:
-            return f"{animate(r, w).text} did not {verb.base} any {some}{ending} ."
+        subject = noun_phrase(r, w, ANIMATE)
+        do = "did" if r.random() < 0.4 else DO[subject.number]
+        some = f"any {r.choice(w['thing']).plural} {r.choice(('', r.choice(w['place'])))}"
+        verb, rest = (r.choice(w["take"]), some) if r.random() < 0.25 else (verb, rest)
+        return f"{subject.text} {do} not {verb.base} {rest}".rstrip() + " ."
+    plain = r.choice(("the", "the", *(("this", "every"), ("these", "some", "many", "two"))[number]))
+    subject = noun_phrase(r, w, "human human animal", number, det="no" if negative else plain, adjectives=0.08)
+    after = modifier(r, w, subject.kind, number) if r.random() < 0.6 else ""
+    if style > 0.85:  # a "no" inside the relative clause does not license anything outside
+        inner = noun_phrase(r, w, "human animal", det="the" if negative else "no", adjectives=0.05)
+        after = f"{relative(subject.kind)} {inner.text} {tensed(r, r.choice(w['see']), inner.number)}"
+    if style < 0.55:
+        verb, kind = transitive(r, w)
         det = "any" if negative else r.choice(("no", "no", "some"))
-        return f"{subject} {tensed(r, verb, number)} {det} {some}{ending} ."
-    ever = "ever" if negative else r.choice(("never", "never", "never", r.choice(w["often"])))
-    return f"{subject} {ever} {tensed(r, verb, number)} {rest}".rstrip() + " ."
+        rest = f"{det} {r.choice(w[kind]).plural} {r.choice(('', '', r.choice(w['place'])))}"
+        ever = ""
+    else:
+        ever = "ever " if negative else r.choice(("never", "never", "never", r.choice(w["often"]))) + " "
+    return f"{f'{subject.text} {after}'.strip()} {ever}{tensed(r, verb, number)} {rest}".rstrip() + " ."
 
 
-def agreement_line(r: random.Random, w: Words) -> str:
-    subject = noun_phrase(r, w, "human human animal animal thing food", extra=1.0, adjectives=0.2)
+def agreement_line(r: Random, w: Words) -> str:
+    subject = noun_phrase(r, w, "human human animal animal thing food", extra=1.0, adjectives=0.1)
     return f"{subject.text} {finite(r, w, subject, past=0.1)} ."
 
 
-def object_gap(r: random.Random, w: Words, gap: bool) -> tuple[str, Verb, str]:
-    """The question word that fits ("what", "who"), a verb, and what follows it: with a gap, no object."""
-    kind = r.choice(("see", "see", "take", "eat"))
-    objects = {"see": r.choice(("human", "thing")), "take": "thing", "eat": "food"}[kind]
-    rest = r.choice(w["place"] + w["today"]) if r.random() < 0.6 else ""
-    if not gap:
-        rest = f"{noun_phrase(r, w, objects).text} {rest}"
-    return "who" if objects == "human" else "what", r.choice(w[kind]), rest.strip()
-
-
-def gaps_line(r: random.Random, w: Words) -> str:
+def gaps_line(r: Random, w: Words) -> str:
+    """Questions and indirect questions with a gap, and beside each its like without one."""
     style, gap = r.random(), r.random() < 0.5
-    subject = noun_phrase(r, w, "human human animal name", extra=0.2)
-    do = "did" if r.random() < 0.6 else DO[subject.number]
-    who, verb, rest = object_gap(r, w, gap)
-    if style < 0.35:
-        return f"{who if gap else r.choice(('why', 'when'))} {do} {subject.text} {verb.base} {rest}".rstrip() + " ?"
-    if style < 0.6:  # what was found, or that something was
-        knower = noun_phrase(r, w, "human name", adjectives=0.1)
-        know = tensed(r, r.choice(w["know"]), knower.number)
-        past = f"{subject.text} {tensed(r, verb, subject.number, 0.7)}"
-        return f"{knower.text} {know} {who if gap else 'that'} {past} {rest}".rstrip() + " ."
-    verb, rest = predicate(r, w, r.choice((True, True, False)))
-    if style < 0.8:  # the gap is the subject of an inner clause
-        subject, say = noun_phrase(r, w, "human name"), r.choice(w["say"]).base
-        inner = "" if gap else noun_phrase(r, w, "human human animal name", adjectives=0.1).text + " "
-        return f"{'who' if gap else 'why'} did {subject.text} {say} {inner}{verb.past} {rest}".rstrip() + " ?"
-    noun = r.choice(w["human"] + w["animal"])
+    subject = noun_phrase(r, w, ANIMATE, extra=0.5)
+    if style < 0.65:  # the gap is the object
+        verb, kind = transitive(r, w)
+        what = "who" if kind in ("human", "animal") else "what"
+        thing = "" if gap else noun_phrase(r, w, kind).text + " "
+        rest = thing + r.choice(("", r.choice(w["place"]), r.choice(w["place"]), r.choice(w["today"])))
+        if style < 0.4:
+            do = "did" if r.random() < 0.6 else DO[subject.number]
+            why = what if gap else r.choice(("why", "why", "when"))
+            return f"{why} {do} {subject.text} {verb.base} {rest}".rstrip() + " ?"
+        knower = noun_phrase(r, w, "human name", adjectives=0.05)
+        knows = tensed(r, r.choice(w["know"]), knower.number)
+        verb = tensed(r, verb, subject.number, past=0.7)
+        return f"{knower.text} {knows} {what if gap else 'that'} {subject.text} {verb} {rest}".rstrip() + " ."
+    verb, rest = predicate(r, w, objects=r.random() < 0.7)
+    if style < 0.85:  # the gap is the subject of an inner clause
+        speaker, say = noun_phrase(r, w, "human name", extra=0.2), r.choice(w["say"]).base
+        inner = "" if gap else subject.text + " "
+        return f"{'who' if gap else 'why'} did {speaker.text} {say} {inner}{verb.past} {rest}".rstrip() + " ?"
     number = r.randrange(2)
-    which = f"which {noun[number]}"
-    if style < 0.9:
-        return f"{r.choice((which, which, 'who'))} {verb.past} {rest}".rstrip() + " ?"
-    return f"{which} {verb[number]} {rest}".rstrip() + " ?"
+    which = f"which {r.choice(w['human'] + w['animal'])[number]} "
+    start = f"who {verb.past}" if style < 0.88 else which + modifier(r, w, "animal", number) + " " + verb[number]
+    return f"{start} {rest}".rstrip() + " ?"
 
 
-def clauses_line(r: random.Random, w: Words) -> str:
-    style = r.random()
+def clauses_line(r: Random, w: Words) -> str:
+    style, past = r.random(), r.choice((0, 0, 1))  # one tense for both clauses
     if style < 0.35:  # a coordinated subject is plural
-        one, two = (noun_phrase(r, w, "human animal name", extra=0.1, adjectives=0.15) for _ in range(2))
-        both = Phrase(f"{one.text} and {two.text}", 1, "c", "human")
-        return f"{both.text} {finite(r, w, both, past=0.15)} ."
-    first, second = sentence(r, w, extra=0.25), sentence(r, w, extra=0.25)
+        one, two = (noun_phrase(r, w, "human animal name", extra=0.2, adjectives=0.1) for _ in range(2))
+        return f"{one.text} and {two.text} {finite(r, w, Phrase('', 1, 'c', 'human'), past=0.15, extra=0.2)} ."
+    first, second = sentence(r, w, 0.25, past), sentence(r, w, 0.25, past)
     if style < 0.5:
-        return f"{first} {r.choice(('and', 'but', 'and'))} {second} ."
+        return f"{first} {r.choice(('and', 'but'))} {second} ."
     if style < 0.7:
         link = r.choice(("when", "because", "if", "while", "after"))
         return f"{link} {first} , {second} ." if r.random() < 0.6 else f"{first} {link} {second} ."
     if style < 0.85:
-        subject = gendered(r, w, extra=0.3)
-        again = Phrase(pronoun(subject), subject.number, subject.gender, subject.kind)
+        subject = with_pronoun(r, w, extra=0.3)
+        he = "they" if subject.number else HE[subject.gender]
         link = r.choice(("because", "when", "and"))
-        return f"{subject.text} {finite(r, w, subject)} {link} {again.text} {finite(r, w, again)} ."
+        return f"{subject.text} {finite(r, w, subject, past)} {link} {he} {finite(r, w, subject, past)} ."
     speaker = noun_phrase(r, w, "human name", extra=0.2)
-    return f"{speaker.text} {tensed(r, r.choice(w['say']), speaker.number, 0.5)} that {first} ."
+    return f"{speaker.text} {tensed(r, r.choice(w['say']), speaker.number, past)} that {first} ."
 
 
-def story(r: random.Random, w: Words, operations: int) -> tuple[str, dict[str, str], list[str]]:
-    """What happens to three boxes: the text, the content of each box at the end ("nothing"), the things mentioned.
+def story(r: Random, w: Words, operations: int) -> tuple[str, dict[str, str], list[str]]:
+    """What happens to three boxes: the text, the content of each box at the end ("nothing" if empty), three things.
 
-    A box holds one thing at most. The number of operations (put, move, take out) is exact.
+    A box holds one thing at most. Each of the operations puts a thing in, moves it or takes it out.
     """
     container = r.choice(w["container"])
-    boxes = {f"the {color} {container}": "nothing" for color in r.sample(LEXICON["color"], 3)}
+    names = [f"the {color} {container}" for color in r.sample(LEXICON["color"], 3)]
     things = [f"the {noun.singular}" for noun in r.sample(LEXICON["thing"], 3)]
-    full = r.sample(list(boxes), 2)
-    boxes |= zip(full, things, strict=False)
-    seen = things[:2]
+    boxes = dict(zip(names, r.sample([*things[:2], "nothing"], 3), strict=True))
     lines = [f"{box} contains {content} ." for box, content in boxes.items()]
     for _ in range(operations):
         who = r.choice(w["name"]).singular
-        free = [box for box, content in boxes.items() if content == "nothing"]
-        full = [box for box in boxes if box not in free]
+        full = [box for box in names if boxes[box] != "nothing"]
+        free = [box for box in names if boxes[box] == "nothing"]
         outside = [thing for thing in things if thing not in boxes.values()]
-        actions = ["put"] * bool(free and outside) + ["move", "move"] * bool(free and full) + ["take"] * bool(full)
+        actions = ["put"] * bool(free and outside) + ["move"] * 2 * bool(free and full) + ["take"] * bool(full)
         action = r.choice(actions)
+        source, target = r.choice(full or names), r.choice(free or names)
         if action == "put":
-            box, thing = r.choice(free), r.choice(outside)
-            lines.append(f"{who} puts {thing} in {box} .")
-            boxes[box] = thing
-            seen += [thing] * (thing not in seen)
+            boxes[target] = r.choice(outside)
+            lines.append(f"{who} puts {boxes[target]} in {target} .")
         elif action == "move":
-            source, target = r.choice(full), r.choice(free)
             lines.append(f"{who} moves {boxes[source]} from {source} to {target} .")
             boxes[source], boxes[target] = "nothing", boxes[source]
         else:
-            box = r.choice(full)
-            lines.append(f"{who} takes {boxes[box]} out of {box} .")
-            boxes[box] = "nothing"
-    return " ".join(lines), boxes, seen + [thing for thing in things if thing not in seen]
+            lines.append(f"{who} takes {boxes[source]} out of {source} .")
+            boxes[source] = "nothing"
+    return " ".join(lines), boxes, things
 
 
-def stories_line(r: random.Random, w: Words) -> str:
-    text, boxes, _ = story(r, w, r.randrange(4))
-    if text in held_out():
-        return stories_line(r, w)
-    one, two, three = (f"{box} contains {content}" for box, content in r.sample(list(boxes.items()), 3))
+def stories_line(r: Random, w: Words) -> str:
+    text = next(iter(held_out()))
+    while text in held_out():
+        text, boxes, _ = story(r, w, r.randrange(4))
+    one, two, three = (f"{box} contains {boxes[box]}" for box in r.sample(list(boxes), 3))
     return f"{text} now {one} , {two} and {three} ."
 
 
 LINES = (words_line, phrases_line, sentences_line, questions_line, reflexives_line,
          negation_line, agreement_line, gaps_line, clauses_line, stories_line)  # fmt: skip
 
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Scenes.
 
 
-def one_line(r: random.Random, w: Words, stage: int) -> str:
-    """A line of the stage that is not held out, and in which nobody meets themselves ("the dog chases the dogs")."""
+def one_line(r: Random, w: Words, stage: int) -> str:
+    """A line of the stage that is not held out, and in which no noun, verb, adjective or adverb comes twice."""
     while True:
         line = LINES[stage](r, w)
-        named = [LEMMAS[word] for word in line.split() if word in LEMMAS]
-        if line not in held_out() and (len(set(named)) == len(named) or LINES[stage] is stories_line):
+        if line not in held_out() and (STAGES[stage] == "stories" or repeats_nothing(line)):
             return line
 
 
-def scene(r: random.Random, stage: int) -> list[str]:
+def repeats_nothing(line: str) -> bool:
+    content = [LEMMAS[word] for word in line.split() if word in LEMMAS]
+    return len(set(content)) == len(content)
+
+
+def scene(r: Random, stage: int) -> list[str]:
     """4 to 12 different lines of one stage (a few of the stage before), about the same few people and things."""
     w = choose_words(r, stage)
-    lines: dict[str, None] = {}
+    lines: dict[str, None] = {}  # an ordered set
     length = min(12, 4 + int(r.expovariate(0.25)))
     while len(lines) < length:
-        lines[one_line(r, w, stage - (3 <= stage <= 8 and r.random() < 0.15))] = None
+        before = 3 <= stage <= 8 and r.random() < 0.15
+        lines[one_line(r, w, stage - before)] = None
     return list(lines)
 
 
@@ -490,42 +457,42 @@ def documents(seed: int = 0, words: int = 150_000) -> Iterator[list[str]]:
 
     The sentences of `minimal_pairs()` and the stories of `entity_items()`, both with their defaults, are left out.
     """
-    r = random.Random(f"text {seed}")
-    written = [0] * len(STAGES)
-    while sum(written) < words:
+    r = Random(f"text {seed}")
+    written = dict.fromkeys(STAGES, 0)
+    while sum(written.values()) < words:
         # the stage that is furthest behind its share comes next, which keeps the mixture even from start to end
-        stage = min(range(len(STAGES)), key=lambda s: written[s] / SHARES[s])
-        lines = scene(r, stage)
+        stage = min(STAGES, key=lambda name: written[name] / SHARES[name])
+        lines = scene(r, STAGES.index(stage))
         written[stage] += sum(len(line.split()) for line in lines)
         yield lines
 
 
 def sample_lines(stage: int, n: int, seed: int = 0) -> list[str]:
-    """n lines of STAGES[stage] (stage counts from 0), each from a scene of its own."""
-    r = random.Random(f"sample {stage} {seed}")
+    """n lines of STAGES[stage] (counted from 0), each from a scene of its own."""
+    r = Random(f"sample {stage} {seed}")
     return [one_line(r, choose_words(r, stage), stage) for _ in range(n)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Minimal pairs. Every paradigm has two frames and two fillings of their gap "___": the first filling is right in the first
-# frame only, the second in the second only. So each filling is right as often as it is wrong, whatever its frequency;
-# and where the frames differ further away than a model of neighbouring words can see, it scores exactly 50 %.
-# Slots: n, m are animate nouns (n0 singular, n1 plural, n either), v and see are verbs in the same way, end a predicate.
+# Minimal pairs. Every paradigm has two frames and two fillings of their gap "___": the first filling is right in the
+# first frame only, the second in the second only. So each filling is right as often as it is wrong, whatever its
+# frequency; and where the frames differ further away than a model of neighboring words sees, it scores exactly 50 %.
+# Slots: n and m are animate nouns (n0 singular, n1 plural, n either), v, see and verb are verbs in the same way.
 
 PARADIGMS = {  # BLiMP's linguistics_term and field -> UID -> two frames, two fillings
     ("subject_verb_agreement", "morphology"): {
         "agreement_simple": ("the {a} {n0} ___ .", "the {a} {n1} ___ .", "{end0}", "{end1}"),
-        "agreement_irregular_plural": ("the {odd0} {often} ___ {p} .", "the {odd1} {often} ___ {p} .", "{v0}", "{v1}"),
+        "agreement_irregular_plural": (
+            "the {odd0} {often} ___ {place} .", "the {odd1} {often} ___ {place} .", "{v0}", "{v1}"),
         "agreement_across_pp": ("the {n0} {near} the {m} ___ .", "the {n1} {near} the {m} ___ .", "{end0}", "{end1}"),
         "agreement_across_subject_relative": (
             "the {n0} {who} {see0} the {m} ___ .", "the {n1} {who} {see1} the {m} ___ .", "{end0}", "{end1}"),
         "agreement_across_object_relative": (
-            "the {n0} {who} the {m} {see_m} ___ .", "the {n1} {who} the {m} {see_m} ___ .", "{end0}", "{end1}"),
+            "the {n0} {who} the {m} {msee} ___ .", "the {n1} {who} the {m} {msee} ___ .", "{end0}", "{end1}"),
         "agreement_coordination": (
             "the {n0} {near} the {a} {m0} ___ .", "the {n0} and the {a} {m0} ___ .", "{end0}", "{end1}"),
-        "question_auxiliary": ("___ the {a} {n0} {v1} {p} ?", "___ the {a} {n1} {v1} {p} ?", "does", "do"),
-        "question_verb_form": (
-            "the {a} {n0} ___ the {m} .", "does the {a} {n0} ___ the {m} ?", "{see0}", "{see1}"),
+        "question_auxiliary": ("___ the {a} {n0} {v1} {place} ?", "___ the {a} {n1} {v1} {place} ?", "does", "do"),
+        "question_verb_form": ("the {a} {n0} ___ the {m} .", "does the {a} {n0} ___ the {m} ?", "{see0}", "{see1}"),
     },
     ("determiner_noun_agreement", "morphology"): {
         "determiner_noun": ("{name} {took} this ___ .", "{name} {took} these ___ .", "{thing0}", "{thing1}"),
@@ -533,77 +500,79 @@ PARADIGMS = {  # BLiMP's linguistics_term and field -> UID -> two frames, two fi
             "{name} {took} this {a} {color} ___ .", "{name} {took} these {a} {color} ___ .", "{thing0}", "{thing1}"),
     },
     ("anaphor_agreement", "morphology"): {
-        "anaphor_gender": ("the {a} {woman} {quickly} {washed} ___ .", "the {a} {man} {quickly} {washed} ___ .",
-                           "herself", "himself"),
-        "anaphor_number": ("the {a} {known0} {quickly} {washed} ___ .", "the {a} {known1} {quickly} {washed} ___ .",
-                           "{self}", "themselves"),
+        "anaphor_gender": (
+            "{one} {quickly} {washed} ___ .", "{other} {quickly} {washed} ___ .", "{oneself}", "{otherself}"),
+        "anaphor_number": (
+            "the {a} {known0} {quickly} {washed} ___ .", "the {a} {known1} {quickly} {washed} ___ .",
+            "{itself}", "themselves"),
     },
     ("binding", "syntax_semantics"): {
         "reflexive_c_command_gender": (
-            "the {woman} {near} the {man} {washed} ___ .", "the {man} {near} the {woman} {washed} ___ .",
-            "herself", "himself"),
+            "{one} {near} {other} {washed} ___ .", "{other} {near} {one} {washed} ___ .", "{oneself}", "{otherself}"),
         "reflexive_c_command_number": (
             "the {known0} {near} the {m1} {washed} ___ .", "the {known1} {near} the {m0} {washed} ___ .",
-            "{self}", "themselves"),
+            "{itself}", "themselves"),
     },
     ("npi_licensing", "semantics"): {
-        "npi_ever": ("___ {n} {near} the {m} ever {v} {p} .", "___ {n} {near} the {m} never {v} {p} .", "no", "the"),
-        "npi_any": ("___ {n} {p} {verb} any {objects} .", "___ {n} {p} {verb} no {objects} .", "no", "the"),
-        "npi_scope": ("___ ever {v} {p} .", "___ never {v} {p} .",
-                      "no {n} {who} the {m} {see_m}", "the {n} {who} no {m} {see_m}"),
+        "npi_ever": (
+            "___ {n} {near} the {m} ever {v} {place} .", "___ {n} {near} the {m} never {v} {place} .", "no", "{det}"),
+        "npi_any": ("___ {n} {place} {verb} any {objects} .", "___ {n} {place} {verb} no {objects} .", "no", "{det}"),
+        "npi_scope": ("___ ever {v} {place} .", "___ never {v} {place} .",
+                      "no {n} {who} {mdet} {m} {msee}", "{det} {n} {who} no {m} {msee}"),
     },
     ("filler_gap_dependency", "syntax"): {
         "gap_object_question": (
-            "___ did the {a} {n} {find} {p} ?", "___ did the {a} {n} {find} the {thing0} {p} ?", "what", "why"),
+            "___ did {det} {a} {n} {find} {place} ?", "___ did {det} {a} {n} {find} the {thing0} {place} ?",
+            "{what}", "{why}"),
         "gap_subject_question": (
-            "___ did the {human} {say} {found} the {thing0} ?", "___ did the {human} {say} the {m0} {found} the {thing0} ?",
-            "who", "why"),
+            "___ did {det} {human} {say} {found} the {thing0} ?",
+            "___ did {det} {human} {say} the {m} {found} the {thing0} ?",
+            "who", "{why}"),
         "gap_what_that": (
-            "{name} {knew} ___ the {a} {n} {found} {p} .", "{name} {knew} ___ the {a} {n} {found} the {thing0} {p} .",
-            "what", "that"),
+            "{name} {knew} ___ {det} {a} {n} {found} {place} .",
+            "{name} {knew} ___ {det} {a} {n} {found} the {thing0} {place} .",
+            "{what}", "that"),
     },
     ("argument_structure", "syntax"): {
-        "transitivity": ("the {n} ___ {p} .", "the {n} ___ the {thing0} {p} .", "{slept}", "{found}"),
+        "transitivity": ("the {n} ___ {place} .", "the {n} ___ the {thing0} {place} .", "{slept}", "{found}"),
     },
 }  # fmt: skip
 
 
-def slots(r: random.Random, index: int) -> dict[str, str]:
-    """Words for the slots of the frames. The number of m follows the index, so that as an attractor it is balanced."""
-    w = choose_words(r)
-    n, m = r.sample(sorted(set(w["human"] + w["animal"])), 2)
+def slots(r: Random, index: int) -> dict[str, str]:
+    """Words for the slots of the frames, rare words as often as frequent ones.
+
+    The number of m follows the index: as an attractor it agrees with the right form as often as with the wrong one.
+    """
+    w = LEXICON
+    one_of = {kind: r.choice(words) for kind, words in w.items()}
+    n, m = r.sample(w["human"] + w["animal"], 2)
     number, m_number = r.randrange(2), index % 2
-    odd = r.choice([n for kind in ("human", "animal") for n in LEXICON[kind] if n.plural != add_s(n.singular)])
-    woman, man = (r.choice([n for n in LEXICON["human"] if n.gender == gender]) for gender in "fm")
-    known = r.choice((woman, man, *w["animal"]))
-    while known is m:
-        known = r.choice(LEXICON["animal"])
-    v, see, place = r.choice(w["sleep"]), r.choice(w["see"]), r.choice(w["place"])
-    end = r.choice(([f"{form} {place}" for form in v], [f"{be} {r.choice(w['feeling'])}" for be in BE]))
-    find = r.choice([verb for verb in LEXICON["see"] + LEXICON["take"] if verb.base in NEED])
+    v, see, place = one_of["sleep"], r.choice(w["see"] + w["chase"]), one_of["place"]
+    end = r.choice(([f"{form} {place}" for form in v], [f"{be} {one_of['feeling']}" for be in BE]))
+    odd = r.choice([x for x in w["human"] + w["animal"] if x.plural != add_ending(x.singular, "s")])
+    known = {g: r.choice([x for x in w["human"] + w["animal"] if x.gender == g]) for g in "fmn"}
+    refer = {g: f"the {x.singular}" for g, x in known.items()}
+    if r.random() < 0.5:
+        refer |= {g: r.choice([x.singular for x in w["name"] if x.gender == g]) for g in "fm"}
+    one, other = r.sample("fmn", 2)
+    gender = r.choice("fmn")
+    dets = ("the", "this", "every"), ("the", "these", "some", "many", "two")
     kind, objects = r.choice((("see", "thing"), ("take", "thing"), ("eat", "food")))
-    thing = r.choice(w["thing"])
-    plain = {kind: r.choice(w[kind]) for kind in ("often", "quickly", "color")}
-    return plain | dict(
-        n0=n[0], n1=n[1], n=n[number], m0=m[0], m1=m[1], m=m[m_number], v0=v[0], v1=v[1], v=v[number], p=place,
-        see0=see[0], see1=see[1], see_m=see[m_number], end0=end[0], end1=end[1], odd0=odd[0], odd1=odd[1],
-        who="who" if n.kind == "human" else "that", near=r.choice(("near", "behind", "beside", "by")),
-        woman=woman.singular, man=man.singular, known0=known[0], known1=known[1],
-        self=reflexive(Phrase("", 0, known.gender, "")), washed=r.choice(w["wash"]).past, took=r.choice(w["take"]).past,
-        a=r.choice(w["size"]), name=r.choice(w["name"]).singular, human=r.choice(w["human"])[number],
-        thing0=thing[0], thing1=thing[1], verb=r.choice(w[kind])[number], objects=r.choice(w[objects]).plural,
-        find=find.base, found=find.past, say=r.choice(w["say"]).base, knew=r.choice(w["know"]).past,
-        slept=r.choice([verb for verb in LEXICON["sleep"] if verb.base in NEVER]).past,
+    find = r.choice([x for x in w["see"] + w["take"] if x.base in NEED])
+    return one_of | dict(
+        n0=n[0], n1=n[1], n=n[number], m0=m[0], m1=m[1], m=m[m_number], v0=v[0], v1=v[1], v=v[number],
+        see0=see[0], see1=see[1], msee=see[m_number], end0=end[0], end1=end[1], odd0=odd[0], odd1=odd[1],
+        who=relative(n.kind), near=r.choice(w["near"][:-1]), a=one_of["size"], name=one_of["name"].singular,
+        one=refer[one], other=refer[other], oneself=HIMSELF[one], otherself=HIMSELF[other],
+        known0=known[gender][0], known1=known[gender][1], itself=HIMSELF[gender], washed=one_of["wash"].past,
+        det=r.choice(dets[number]), mdet=r.choice(dets[m_number]),
+        verb=one_of[kind][number], objects=one_of[objects].plural, took=one_of["take"].past,
+        thing0=one_of["thing"][0], thing1=one_of["thing"][1], human=one_of["human"][number],
+        say=one_of["say"].base, knew=one_of["know"].past, find=find.base, found=find.past,
+        what=r.choice(("what", "who")) if find in w["see"] else "what", why=r.choice(("why", "when")),
+        slept=r.choice([x for x in w["sleep"] if x.base in NEVER]).past,
     )  # fmt: skip
-
-
-def twins(r: random.Random, paradigm: tuple[str, str, str, str], index: int) -> Pairs:
-    """The two (good, bad) pairs of a paradigm with the same words."""
-    words = slots(r, index)
-    frames, fillings = paradigm[:2], paradigm[2:]
-    made = [[frame.replace("___", filling) for filling in fillings] for frame in frames]
-    (a, b), (c, d) = [[text.format_map(words) for text in row] for row in made]
-    return [(a, b), (d, c)]
 
 
 def minimal_pairs(n: int = 200, seed: int = 0) -> dict[str, list[dict]]:
@@ -612,18 +581,14 @@ def minimal_pairs(n: int = 200, seed: int = 0) -> dict[str, list[dict]]:
     `documents` holds out the sentences of seed 0 up to n = 200; those of another seed may stand in the text.
     """
     result = {}
-    table = [(uid, *key, texts) for key, group in PARADIGMS.items() for uid, texts in group.items()]
-    for uid, term, field, texts in table:
-        r = random.Random(f"pairs {uid} {seed}")
-        pairs: Pairs = []
-        seen: set[str] = set()
+    for uid, (term, field, texts) in {u: (*key, t) for key, rows in PARADIGMS.items() for u, t in rows.items()}.items():
+        r = Random(f"pairs {uid} {seed}")
+        pairs: list[tuple[str, str]] = []  # (good, bad)
         while len(pairs) < n:
-            new = twins(r, texts, len(pairs) // 2)
-            sentences = {sentence for pair in new for sentence in pair}
-            named = [LEMMAS[word] for word in new[0][0].split() if word in LEMMAS]
-            if not sentences & seen and len(set(named)) == len(named):
-                seen |= sentences
-                pairs += new
+            words = slots(r, len(pairs) // 2)
+            (a, b), (c, d) = ([text.replace("___", x).format_map(words) for x in texts[2:]] for text in texts[:2])
+            if repeats_nothing(a) and repeats_nothing(d) and {(a, b), (d, c)}.isdisjoint(pairs):
+                pairs += [(a, b), (d, c)]
         result[uid] = [
             dict(sentence_good=good, sentence_bad=bad, field=field, linguistics_term=term, UID=uid, pairID=str(i),
                  simple_LM_method=True, one_prefix_method=False, two_prefix_method=False,
@@ -637,21 +602,19 @@ def entity_items(n: int = 200, seed: int = 0) -> list[dict]:
     """n stories in the BabyLM format of entity tracking: `input_prefix`, four `options` (the first is right), `numops`.
 
     A candidate is `input_prefix` + option, as it stands: the option brings its own leading space. numops runs through
-    0 to 3; each fourth answer is "nothing", so that every rule that looks at the options alone scores 25 %.
+    0 to 3, and each fourth answer is "nothing": whoever looks at the options alone scores 25 %.
     """
-    r = random.Random(f"entities {seed}")
-    items, seen = [], set()
+    r = Random(f"entities {seed}")
+    items: list[dict] = []
     while len(items) < n:
         operations, empty = len(items) % 4, len(items) // 4 % 4 == 0
         text, boxes, things = story(r, choose_words(r), operations)
         asked = [box for box, content in boxes.items() if (content == "nothing") == empty]
-        if not asked or text in seen:
-            continue
-        seen.add(text)
-        box = r.choice(asked)
-        wrong = [option for option in [*things, "nothing"] if option != boxes[box]]
-        options = [f" {option} ." for option in [boxes[box], *r.sample(wrong, 3)]]
-        items.append(dict(input_prefix=f"{text} now {box} contains", options=options, numops=operations))
+        if asked:
+            box = r.choice(asked)
+            wrong = r.sample([x for x in [*things, "nothing"] if x != boxes[box]], 3)
+            options = [f" {option} ." for option in (boxes[box], *wrong)]
+            items.append(dict(input_prefix=f"{text} now {box} contains", options=options, numops=operations))
     return items
 
 
@@ -667,26 +630,29 @@ def held_out() -> frozenset[str]:
 
 
 def count_ngrams(lines: list[str], order: int) -> Counter:
-    """Counts of all n-grams up to the order, and of their contexts, over lines that start and end with "<s>"."""
+    """Counts of all n-grams up to the order, over lines between two "<s>"; the first "<s>" is context only."""
     counts: Counter = Counter()
     for line in lines:
         words = ["<s>", *line.split(), "<s>"]
         for n in range(1, order + 1):
-            counts.update(tuple(words[i : i + n]) for i in range(max(0, 2 - n), len(words) - n + 1))
+            counts.update(tuple(words[i - n : i]) for i in range(max(n, 2), len(words) + 1))
     return counts
 
 
-def log_probability(sentence: str, counts: Counter, order: int, total: int, k: float = 1.0) -> float:
-    """Nats of a sentence and its end under an n-gram model that backs off: p = (c(h w) + k p(w | shorter h)) / (c(h) + k)."""
+def log_probability(sentence: str, counts: Counter, order: int, total: int) -> float:
+    """Nats of a sentence and its end, with backing off: p(w | h) = (c(h w) + p(w | shorter h)) / (c(h) + 1).
+
+    total is the number of words that were counted.
+    """
     words = ["<s>", *sentence.split(), "<s>"]
-    sum_ = 0.0
+    nats = 0.0
     for i in range(1, len(words)):
         p = (counts[(words[i],)] + 1) / (total + len(counts))
         for n in range(2, min(order, i + 1) + 1):
             history = tuple(words[i - n + 1 : i])
-            p = (counts[(*history, words[i])] + k * p) / (counts[history] + k)
-        sum_ += math.log(p)
-    return sum_
+            p = (counts[(*history, words[i])] + p) / (counts[history] + 1)
+        nats += math.log(p)
+    return nats
 
 
 def accuracy(pairs: list[dict], score: Callable[[str], float]) -> float:
@@ -695,23 +661,23 @@ def accuracy(pairs: list[dict], score: Callable[[str], float]) -> float:
     return 100 * sum(0.5 if abs(gap) < 1e-9 else float(gap > 0) for gap in gaps) / len(gaps)
 
 
-def ngram_scores(lines: list[str], orders: tuple[int, ...] = (1, 2, 3)) -> dict[str, list[float]]:
-    """UID -> accuracy of the unigram, bigram and trigram model of the lines."""
-    counts = count_ngrams(lines, max(orders))
+def ngram_scores(lines: list[str], order: int) -> dict[str, float]:
+    """UID -> accuracy, in per cent, of the n-gram model of the lines."""
+    counts = count_ngrams(lines, order)
     total = sum(count for gram, count in counts.items() if len(gram) == 1)
     return {
-        uid: [accuracy(pairs, lambda s, order=order: log_probability(s, counts, order, total)) for order in orders]
+        uid: accuracy(pairs, lambda sentence: log_probability(sentence, counts, order, total))
         for uid, pairs in minimal_pairs().items()
     }
 
 
 def print_calibration() -> None:
-    scores = ngram_scores([line for lines in documents() for line in lines])
-    print(f"{'paradigm':36}{'unigram':>9}{'bigram':>9}{'trigram':>9}")
-    for uid, row in scores.items():
-        print(f"{uid:36}" + "".join(f"{score:9.1f}" for score in row))
-    means = [sum(column) / len(column) for column in zip(*scores.values(), strict=True)]
-    print(f"{'mean':36}" + "".join(f"{score:9.1f}" for score in means))
+    lines = [line for scene in documents() for line in scene]
+    columns = {name: ngram_scores(lines, order) for order, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
+    print(f"{'paradigm':36}" + "".join(f"{name:>10}" for name in columns))
+    for uid in minimal_pairs():
+        print(f"{uid:36}" + "".join(f"{scores[uid]:10.1f}" for scores in columns.values()))
+    print(f"{'mean':36}" + "".join(f"{sum(scores.values()) / len(scores):10.1f}" for scores in columns.values()))
 
 
 def print_lines(n: int) -> None:
@@ -721,12 +687,12 @@ def print_lines(n: int) -> None:
 
 
 def print_pairs() -> None:
-    print("\nminimal pairs\n")
+    print("\nminimal pairs, the second of each ungrammatical\n")
     for uid, pairs in minimal_pairs().items():
         for pair in pairs[:2]:
             print(f"{uid:36}{pair['sentence_good']}\n{'':34}* {pair['sentence_bad']}")
     item = entity_items()[2]
-    print(f"\nentity tracking\n\n{item['input_prefix']} ... {' |'.join(item['options'])}")
+    print(f"\nentity tracking, the first option is right\n\n{item['input_prefix']} ...{' |'.join(item['options'])}")
 
 
 def main() -> None:

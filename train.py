@@ -54,6 +54,7 @@ def device_name(text: str) -> str:
 
 def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        prog="train.py",
         usage=argparse.SUPPRESS,  # so that an error is one line
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -150,12 +151,12 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def resumed_args(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None):
     """The flags of the run in --out, and on top of them those of the command line that do not change its result."""
-    import checkpoint
-
     if args.out is None:
         parser.error("argument --resume: needs --out=FOLDER, the run to go on with")
     if args.overwrite:
         parser.error("argument --resume: goes on with a run, --overwrite replaces it; give one of the two")
+    import checkpoint
+
     if not (args.out / checkpoint.CONFIG).exists():
         return args  # nothing to go on with yet: a new run
     try:
@@ -468,7 +469,7 @@ class Watch:
     def moved(self, W: list[torch.Tensor]) -> float:
         """|W - W at the last look|_2."""
         moved = bcp.distance(W, self.before)
-        torch._foreach_copy_(self.before, [w.detach() for w in W])
+        self.before = [w.detach().clone() for w in W]
         return moved
 
 
@@ -508,7 +509,7 @@ def train(run: Run, signals: list[int]) -> evaluate.Scores | None:
             x, y = (torch.from_numpy(part).to(run.device) for part in stream.blocks())  # X_t, (B, T)
         run.seen.add(stream.batch)
         if is_bcp and run.repeat == 0:
-            torch._foreach_copy_(run.anchor, W)  # W_{t,0} = W_{t-1,n}
+            bcp.drop_anchor(run.anchor, W)
             alpha.restart()
 
         # Step 1: the loss of W on the batch.

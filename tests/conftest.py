@@ -1,12 +1,17 @@
 """Corpora at tiny sizes: one made by hand from token ids, one prepared from real lines of the built-in grammar."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import data
 import toy
+
+torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for programs that tests start, so that their numbers agree
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -39,9 +44,9 @@ def corpus_of(documents: list[list[list[int]]], vocab_size: int, held_out=(), la
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
-    """Some 6,000 words of the built-in corpus as a plain text file, an empty line between documents."""
+    """Some 2,500 words of the built-in corpus as a plain text file, an empty line between documents."""
     file = tmp_path_factory.mktemp("text") / "scenes.txt"
-    file.write_text("\n\n".join("\n".join(scene) for scene in toy.documents(words=6000)) + "\n")
+    file.write_text("\n\n".join("\n".join(scene) for scene in toy.documents(words=2500)) + "\n")
     return file
 
 

@@ -45,7 +45,7 @@ def test_curriculum_ascends_and_random_is_a_seeded_shuffle(corpus):
 
 
 def test_single_words_come_before_sentences(text_file, cache):
-    prepared = data.open_prepared(data.prepare(str(text_file), cache, vocab_size=600, quiet=True))
+    prepared = data.open_prepared(data.prepare(str(text_file), cache, vocab_size=400, quiet=True))
     lines = curriculum.order_lines(prepared, "curriculum", "surprisal", seed=0)
     scores = curriculum.difficulty(prepared, lines)
     assert (np.diff(scores) >= 0).all()
