@@ -143,7 +143,7 @@ def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
             for number, line in enumerate(lines, 1):
                 try:
                     item = json.loads(line)
-                    pairs.append((item["sentence_good"], item["sentence_bad"]))
+                    pairs.append((item["sentence_good"] + "", item["sentence_bad"] + ""))
                 except (ValueError, KeyError, TypeError):
                     wanted = "a JSON object with sentence_good and sentence_bad"
                     raise data.DataError(f"{file}, line {number}: not {wanted}") from None
