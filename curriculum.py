@@ -24,10 +24,11 @@ def _positions(corpus: "Corpus", lines: np.ndarray) -> tuple[np.ndarray, np.ndar
     return corpus.line_start[lines][line] + place, line, place
 
 
-def unigram(corpus: "Corpus") -> tuple[np.ndarray, float]:
-    """Surprisal -log p(token) in nats of every token of the vocabulary, and its mean over the text (the entropy).
+def unigram_surprisal(corpus: "Corpus") -> np.ndarray:
+    """-log p(token) in nats of every token of the vocabulary, (V,); p is its share of the training text.
 
-    p is a token's share of the training text; end-of-text tokens and speaker labels do not count.
+    End-of-text tokens and speaker labels do not count; a token that never stands there has the surprisal of one that
+    stands there once.
     """
     counts = np.zeros(corpus.vocab_size, dtype=np.int64)
     for lines in np.array_split(corpus.train_lines(), max(1, len(corpus.train_lines()) // CHUNK)):
@@ -35,8 +36,22 @@ def unigram(corpus: "Corpus") -> tuple[np.ndarray, float]:
         counted = corpus.tokens[where[place >= corpus.line_label[lines][line]]]
         counts += np.bincount(counted, minlength=corpus.vocab_size)
     counts[corpus.eot] = 0
-    p = np.maximum(counts, 1) / counts.sum()
-    return -np.log(p), float(-(counts / counts.sum() * np.log(p)).sum())
+    return -np.log(np.maximum(counts, 1) / counts.sum())
+
+
+def bigram_entropy(tokens: np.ndarray, vocab_size: int, most: int = 1 << 24) -> float:
+    """Entropy of a token given the one before it, nats per token: the loss of a bigram model on the text it counted.
+
+    Counted on `most` evenly spaced pairs if there are more.
+    """
+
+    def entropy(symbols: np.ndarray) -> float:
+        p = np.unique(symbols, return_counts=True)[1] / len(symbols)
+        return float(-(p * np.log(p)).sum())
+
+    step = -(-len(tokens) // most)
+    first, second = tokens[:-1:step].astype(np.int64), tokens[1::step]
+    return entropy(first * vocab_size + second) - entropy(first)
 
 
 def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str = "surprisal") -> np.ndarray:
@@ -45,7 +60,7 @@ def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str = "surprisal") -> 
     kind: "surprisal", the unigram surprisal of the whole line in nats: short lines of frequent words are easy, long
     lines of rare words are hard; "length", the number of tokens; "rarity", the mean surprisal instead of the sum.
     """
-    cost = np.ones(corpus.vocab_size) if kind == "length" else unigram(corpus)[0]
+    cost = np.ones(corpus.vocab_size) if kind == "length" else unigram_surprisal(corpus)
     cost[corpus.eot] = 0
     scores = []
     for some in np.array_split(lines, max(1, len(lines) // CHUNK)):

@@ -16,8 +16,10 @@ import argparse
 import functools
 import itertools
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -671,13 +673,57 @@ def ngram_scores(lines: list[str], order: int) -> dict[str, float]:
     }
 
 
+def model_scores(seeds: int = 5, trained: int = 3) -> dict[str, list[dict[str, float]]]:
+    """UID -> accuracy of untrained models, and of `--mode=random` at default settings after a quarter and all of it.
+
+    The trainings (a few minutes each) are kept in out/regimes, where tools.compare looks for the same ones.
+    """
+    # This file knows nothing of models; only here, where it is tried out on some, they are imported.
+    import dataclasses
+    import json
+    import subprocess
+
+    import torch
+
+    import data
+    import evaluate
+    import model
+
+    corpus = data.open_prepared(data.prepare("toy", Path("data/cache"), propose=model.PRESETS["tiny"].vocab_size))
+    config = dataclasses.replace(model.PRESETS["tiny"], vocab_size=corpus.vocab_size)
+    scores: dict[str, list[dict[str, float]]] = {"untrained": [], "quarter": [], "random": []}
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        result = evaluate.score_pairs(model.Transformer(config), corpus.pairs, corpus.eot)
+        scores["untrained"].append({uid: score["accuracy"] for uid, score in result.items()})
+    for seed in range(trained):
+        out = Path("out/regimes") / f"random-s{seed}"
+        flags = ["--mode=random", f"--seed={seed}", "--resume", f"--out={out}"]
+        subprocess.run([sys.executable, "train.py", *flags], check=True, stdout=subprocess.DEVNULL)
+        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        evaluations = [record for record in records if "val_loss" in record]
+        quarter = min(evaluations, key=lambda record: abs(record["update"] - evaluations[-1]["update"] / 4))
+        scores["quarter"].append(quarter["pairs"])
+        scores["random"].append(evaluations[-1]["pairs"])
+    return scores
+
+
 def print_calibration() -> None:
     lines = [line for scene in documents() for line in scene]
-    columns = {name: ngram_scores(lines, order) for order, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
-    print(f"{'paradigm':36}" + "".join(f"{name:>10}" for name in columns))
-    for uid in minimal_pairs():
-        print(f"{uid:36}" + "".join(f"{scores[uid]:10.1f}" for scores in columns.values()))
-    print(f"{'mean':36}" + "".join(f"{sum(scores.values()) / len(scores):10.1f}" for scores in columns.values()))
+    table = {name: [ngram_scores(lines, order)] for order, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
+    table |= model_scores()
+    for column in table.values():  # the mean over the paradigms, seed by seed
+        for scores in column:
+            scores["mean"] = sum(scores.values()) / len(scores)
+    print(f"{'paradigm':28}{'unigram':>9}{'bigram':>9}{'trigram':>9}{'untrained (5 seeds)':>23}"
+          f"{'random, a quarter':>23}{'random (3 seeds)':>23}")  # fmt: skip
+    for uid in (*minimal_pairs(), "mean"):
+        row = f"{uid:28}"
+        for column in table.values():
+            values = [scores[uid] for scores in column]
+            mean = sum(values) / len(values)
+            row += f"{mean:9.1f}" if len(values) == 1 else f"{mean:9.1f} ({min(values):4.1f}-{max(values):5.1f})"
+        print(row)
 
 
 def print_lines(n: int) -> None:
@@ -700,7 +746,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--sample", action="store_true", help="print thirty lines of each stage")
-    what.add_argument("--calibrate", action="store_true", help="print the n-gram scores of each paradigm")
+    what.add_argument("--calibrate", action="store_true", help="print scores of n-gram, untrained and trained models")
     args = parser.parse_args()
     if args.calibrate:
         print_calibration()

@@ -20,7 +20,6 @@ PRESET_DEFAULTS = {
     "tiny": {"block_size": 64, "batch_size": 32, "lr": 2e-3, "warmup": 20},
 }
 DEFAULT_C = {1: 1e-4, 2: 0.01}  # measured for each p, results/LOG.md
-GOAL_SHARE = 0.5  # the default goal, as a share of the entropy of single tokens; results/LOG.md
 
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 
@@ -100,8 +99,8 @@ def get_parser() -> argparse.ArgumentParser:
         f"per update (default: {DEFAULT_C[1]:g}), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
     add("--prox", action="store_true", help="bcp: pull back by the proximal step, which never overshoots the anchor")
     add("--eta", type=positive, default=0.1, help="bcp: learning rate of alpha, per nat (default: 0.1)")
-    add("--goal", type=positive, help="bcp: L_goal, nats per token; a little above what --mode=random reaches is good "
-        f"(default: {GOAL_SHARE} of the entropy of the corpus's single tokens)")
+    add("--goal", type=positive, help="bcp: L_goal, nats per token; good is a little above what --mode=random reaches "
+        "(default: the loss of a bigram model of the text)")
     add("--threshold", type=positive, default=1.0, help="bcp: alpha has converged below it (default: 1)")
     add("--patience", type=count, default=2, help="bcp: ... and after this many falls in a row (default: 2)")
     add("--max-repeats", type=count, default=100, help="bcp: leave a batch after so many repeats (default: 100)")
@@ -129,7 +128,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling (default: 0)")
     add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view")
-    add("--eval-every", type=count, help="updates between evaluations (default: a tenth of the budget)")
+    add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")
     add("--save-every", type=count, default=200, help="updates between checkpoints (default: 200)")
     add("--norms-every", type=count, default=10, help="updates between two measurements of norms (default: 10)")
     add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -256,8 +255,8 @@ def start(args: argparse.Namespace) -> Run:
     tokens = curriculum.join(corpus, curriculum.order_lines(corpus, args.order, args.difficulty, args.seed))
     stream = curriculum.Stream(tokens, args.block_size, args.batch_size, args.mode == "random", args.seed)
     if args.mode == "bcp" and args.goal is None:
-        args.goal = round(GOAL_SHARE * curriculum.unigram(corpus)[1], 2)
-    args.eval_every = args.eval_every or max(1, args.epochs * stream.n_batches // 10)
+        args.goal = round(curriculum.bigram_entropy(tokens, corpus.vocab_size), 2)
+    args.eval_every = args.eval_every or math.ceil(args.epochs * stream.n_batches / 8)
 
     torch.manual_seed(args.seed)
     model = Transformer(dataclasses.replace(config, vocab_size=corpus.vocab_size)).to(device)
@@ -308,6 +307,7 @@ def open_folder(run: Run) -> None:
         "flags": {name: str(value) if isinstance(value, Path) else value for name, value in vars(run.args).items()},
         "model": dataclasses.asdict(run.model.config),
         "parameters": count_parameters(run.model),
+        "batches": run.stream.n_batches,
         "corpus": {"folder": str(run.corpus.folder), **run.corpus.meta},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
@@ -365,14 +365,16 @@ class Journal:
         self.metrics = open(run.folder / checkpoint.METRICS, "a", buffering=1)  # noqa: SIM115
         self.bar = tqdm(total=run.last_update, initial=run.update, unit="update", dynamic_ncols=True, mininterval=0.5)
 
-    def update(self, seconds: float, **record) -> None:
-        """One update: its numbers, and how long it took."""
+    def update(self, seconds: float, loss: float, alpha: float | None, **more) -> None:
+        """One update: how long it took, and its numbers."""
         run = self.run
         run.seconds += seconds
         tokens = run.update * run.args.batch_size * run.args.block_size
-        self.metrics.write(json.dumps({"update": run.update, **record, "tokens": tokens}) + "\n")
-        alpha = "" if record["alpha"] is None else f"alpha {record['alpha']:.2f}, repeat {record['repeat']}, "
-        shown = f"loss {record['loss']:.3f}, {alpha}{tokens / run.seconds:,.0f} tokens/s"
+        where = {"epoch": run.stream.epoch + 1, "batch": run.stream.batch, "repeat": run.repeat}
+        record = {"update": run.update, **where, "loss": loss, "alpha": alpha, **more, "tokens": tokens}
+        self.metrics.write(json.dumps(record) + "\n")
+        shown_alpha = "" if alpha is None else f"alpha {alpha:.2f}, repeat {run.repeat}, "
+        shown = f"loss {loss:.3f}, {shown_alpha}{tokens / run.seconds:,.0f} tokens/s"
         self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update()
 
@@ -530,20 +532,21 @@ def train(run: Run, signals: list[int]) -> evaluate.Scores | None:
             bcp.pull_back(W, run.anchor, args.C * factor, args.p, args.prox)
             norms |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)} if watch else {}
 
-        # Step 4: has the batch been learnt? Then the next one, else the same again.
         run.update, run.repeat = run.update + 1, run.repeat + 1
-        epoch, batch, repeat = stream.epoch + 1, stream.batch, run.repeat
-        if alpha.done if is_bcp else repeat >= times:
-            finish_batch(run)
-        journal.update(time.perf_counter() - began, epoch=epoch, batch=batch, repeat=repeat, loss=L, alpha=alpha_raw,
-                       lr=args.lr * factor, **norms)  # fmt: skip
+        journal.update(time.perf_counter() - began, loss=L, alpha=alpha_raw, lr=args.lr * factor, **norms)
 
+        # Step 4: has the batch been learnt? Then the next one, else the same again.
+        if alpha.done if is_bcp else run.repeat >= times:
+            finish_batch(run)
         if run.update % args.eval_every == 0 or run.update == run.last_update:
             scores = journal.evaluation()
-        if run.update % args.save_every == 0 or run.update == run.last_update or signals:
+        if run.update % args.save_every == 0 or run.update == run.last_update:
             save(run)
     journal.close()
-    return None if signals else scores
+    if not signals:
+        return scores
+    save(run)
+    return None
 
 
 def finish_batch(run: Run) -> None:

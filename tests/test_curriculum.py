@@ -26,7 +26,15 @@ def test_difficulty_is_the_summed_unigram_surprisal(corpus):
     np.testing.assert_allclose(curriculum.difficulty(corpus, lines), expected)
     np.testing.assert_allclose(curriculum.difficulty(corpus, lines, "rarity"), np.divide(expected, [2, 1, 3]))
     np.testing.assert_allclose(curriculum.difficulty(corpus, lines, "length"), [2, 1, 3])
-    assert curriculum.unigram(corpus)[1] == pytest.approx(3 / 6 * s[0] + 2 / 6 * s[1] + 1 / 6 * s[2])
+
+
+def test_bigram_entropy_is_that_of_a_token_given_the_one_before():
+    tokens = np.array([0, 1, 0, 2, 0, 1, 0, 2, 0], dtype=np.uint16)  # after 0 a fair coin, after 1 and 2 no choice
+    assert curriculum.bigram_entropy(tokens, 3) == pytest.approx(math.log(2) / 2)
+    rng = np.random.default_rng(0)
+    walk = rng.integers(0, 50, size=200_000).astype(np.uint16)  # independent tokens: the entropy of one of them
+    assert curriculum.bigram_entropy(walk, 50) == pytest.approx(math.log(50), abs=0.02)
+    assert curriculum.bigram_entropy(walk, 50, most=50_000) == pytest.approx(math.log(50), abs=0.06)
 
 
 def test_speaker_labels_do_not_count():
