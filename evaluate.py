@@ -62,7 +62,7 @@ def mean_loss(model: Transformer, x: np.ndarray, y: np.ndarray, batch_size: int 
     total, counted = 0.0, int((y != -100).sum())
     for i in range(0, len(x), batch_size):
         xb, yb = torch.from_numpy(x[i : i + batch_size]), torch.from_numpy(y[i : i + batch_size])
-        total += model(xb.to(device), yb.to(device), reduction="none").double().sum().item()
+        total += model(xb.to(device), yb.to(device), reduction="none").cpu().double().sum().item()
     return total / counted if counted else None
 
 
@@ -87,7 +87,7 @@ def log_probabilities(
             x[row, 1:n] = sequences[i][: n - 1] if n else []
             y[row, :n] = sequences[i]
         losses = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), reduction="none")  # (B, T)
-        scores[some] = -losses.double().sum(dim=1).cpu().numpy()
+        scores[some] = -losses.cpu().double().sum(dim=1).numpy()
     return scores
 
 

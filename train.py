@@ -19,7 +19,9 @@ PRESET_DEFAULTS = {
     "small": {"block_size": 256, "batch_size": 32, "lr": 1e-3, "warmup": 100},
     "tiny": {"block_size": 64, "batch_size": 32, "lr": 2e-3, "warmup": 20},
 }
-DEFAULT_C = {1: 1e-4, 2: 0.01}  # measured for each p, results/LOG.md
+# The default C for each p, measured (results/LOG.md): a share of the peak learning rate, about what AdamW moves
+# a weight by, and a share of the distance.
+DEFAULT_C = {1: 0.15, 2: 0.01}
 
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 
@@ -96,7 +98,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--repeats", type=count, help="curriculum-repeat: times in a row (default: --epochs)")
     add("--p", type=int, choices=(1, 2), default=1, help="bcp: the norm of the pull-back to the anchor (default: 1)")
     add("--C", type=number(float, 0), help="bcp: strength of the pull-back at the peak learning rate: with p=1 weight "
-        f"per update (default: {DEFAULT_C[1]:g}), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
+        f"per update (default: {DEFAULT_C[1]:g} of --lr), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
     add("--prox", action="store_true", help="bcp: pull back by the proximal step, which never overshoots the anchor")
     add("--eta", type=positive, default=0.1, help="bcp: learning rate of alpha, per nat (default: 0.1)")
     add("--goal", type=positive, help="bcp: L_goal, nats per token; good is a little above what --mode=random reaches "
@@ -239,10 +241,11 @@ def start(args: argparse.Namespace) -> Run:
     args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
     args.order = args.order or ("random" if args.mode == "random" else "curriculum")
-    args.C = DEFAULT_C[args.p] if args.C is None else args.C
     for name, value in PRESET_DEFAULTS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.C is None:
+        args.C = DEFAULT_C[args.p] * (args.lr if args.p == 1 else 1.0)
     if args.batch_size % args.grad_accum:
         raise ValueError(f"--grad-accum={args.grad_accum}: must divide --batch-size={args.batch_size}")
     folder = choose_folder(args)

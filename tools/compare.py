@@ -26,13 +26,14 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 # Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def train(out: Path, flags: list[str], threads: int) -> None:
     """One training, or what is left of it. Raises RuntimeError with the last line of its complaint."""
-    command = [sys.executable, "train.py", *flags, "--resume", f"--out={out}"]
+    command = [sys.executable, str(TRAIN), *flags, "--resume", f"--out={out}"]
     env = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:

@@ -1,0 +1,62 @@
+"""tools/compare.py: a grid of real trainings at tiny sizes, stopped and gone on with, and its table."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import compare
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = """
+seeds = [0, 1]
+reference = "random"
+flags = "--cache={cache} --device=cpu --n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --max-updates={n}"
+[runs]
+random = "--mode=random"
+"bcp, p = 2" = "--mode=bcp --p=2 --goal=7.4 --block-size=32"
+"""
+
+
+def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
+    grid = tmp_path / "small.toml"
+    grid.write_text(GRID.format(cache=cache, n=6))
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    for _ in range(2):  # the second time, everything is there already
+        done = subprocess.run([sys.executable, "-m", "tools.compare", grid], cwd=tmp_path, env=env, capture_output=True)
+        assert done.returncode == 0, done.stderr
+    folders = {path.name for path in (tmp_path / "out" / "small").iterdir()}
+    assert folders == {"random-s0", "random-s1", "bcp-p-=-2-s0", "bcp-p-=-2-s1"}
+    results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
+    assert [len(results[run]) for run in ("random", "bcp, p = 2")] == [2, 2]
+    one = results["bcp, p = 2"][0]
+    metrics = (tmp_path / "out" / "small" / "bcp-p-=-2-s0" / "metrics.jsonl").read_text().splitlines()
+    assert one["val_loss"] == json.loads(metrics[-1])["val_loss"] and one["unconverged"] == 0
+    assert len([line for line in metrics if '"loss"' in line]) == 6
+    table = (tmp_path / "results" / "small.md").read_text()
+    assert table.count("\n") == 4 and "| bcp, p = 2 |" in table and table in done.stdout.decode()
+
+
+def test_spread_and_paired_difference_by_hand():
+    assert compare.spread([1.0, 2.0, 3.0]) == "2.00 ± 0.58"  # 1 / sqrt(3)
+    # differences 1, 2, 3: mean 2, standard error 0.577, t = 4.303
+    assert compare.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == "+2.00 [-0.48, +4.48]"
+
+
+@pytest.mark.parametrize(
+    ("grid", "wanted"),
+    [(None, "FileNotFoundError"), ("seeds = [", "TOMLDecodeError"), ("seeds = [1]", "KeyError"),
+     ("seeds=[0]\nreference='b'\n[runs]\na=''", "reference = 'b' is not one of [runs]")],
+)  # fmt: skip
+def test_a_wrong_grid_is_one_line(tmp_path, monkeypatch, capsys, grid, wanted):
+    file = tmp_path / "grid.toml"
+    if grid is not None:
+        file.write_text(grid)
+    monkeypatch.setattr(sys, "argv", ["compare", str(file)])
+    with pytest.raises(SystemExit) as stopped:
+        compare.main()
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.count("\n") == 1 and wanted in err
