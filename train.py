@@ -21,7 +21,7 @@ PRESET_DEFAULTS = {
 }
 # The default C for each p, measured (results/LOG.md): a share of the peak learning rate, about what AdamW moves
 # a weight by, and a share of the distance.
-DEFAULT_C = {1: 0.15, 2: 0.01}
+DEFAULT_C = {1: 0.15, 2: 0.1}
 
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 
@@ -302,7 +302,14 @@ def choose_folder(args: argparse.Namespace) -> Path:
 
 def open_folder(run: Run) -> None:
     """Write config.json and the tokenizer. A run that is replaced goes only now, when everything else is in order."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    while run.args.out is None:
+        try:
+            run.folder.mkdir()
+            break
+        except FileExistsError:  # another run took the number while the text was prepared
+            run.folder = choose_folder(run.args)
+    run.folder.mkdir(exist_ok=True)
     for pattern in (checkpoint.NAME, checkpoint.METRICS, checkpoint.AVERAGE, "weights-*.pt", "eval-*.json"):
         for file in run.folder.glob(pattern):
             file.unlink()
