@@ -133,3 +133,30 @@ def test_distance_is_the_norm_over_all_tensors():
 def test_a_scalar_reaches_the_host_in_full_precision():
     x = torch.tensor(1.2345678)
     assert copy_to_host(x)() == x.item()
+
+
+def adamw_steps(alphas: list[float], beta2: float = 0.95) -> list[float]:
+    """How far AdamW moves 2,000 weights at each update when alpha multiplies random gradients."""
+    random = torch.Generator().manual_seed(0)
+    w = torch.zeros(2000, requires_grad=True)
+    optimizer, steps = torch.optim.AdamW([w], lr=1.0, betas=(0.9, beta2), eps=1e-8, weight_decay=0.0), []
+    for alpha in alphas:
+        w.grad, before = alpha * torch.randn(2000, generator=random), w.detach().clone()
+        optimizer.step()
+        steps.append((w.detach() - before).norm().item())
+    return steps
+
+
+def test_fact_2_adamw_does_not_feel_a_constant_alpha():
+    plain = adamw_steps([1.0] * 100)
+    for alpha in (0.1, 10.0, 100.0):
+        assert adamw_steps([alpha] * 100) == pytest.approx(plain, rel=1e-5)
+
+
+def test_fact_3_alphas_fall_leaves_a_shadow_on_the_next_batch():
+    climb = [1 + 9 * k / 40 for k in range(40)]
+    alphas = [1.0] * 60 + climb + climb[::-1] + [1.0] * 60  # up to 10 and down to 1 over 80 repeats, then the next batch
+    share = [step / plain for step, plain in zip(adamw_steps(alphas), adamw_steps([1.0] * 200), strict=True)]
+    assert max(share[60:100]) > 1.3  # only alpha's change acts: while it climbs, steps are longer
+    # The next batch's first steps are too short; fifty updates later they still are.
+    assert max(share[140:160]) < 0.5 and share[165] < 0.6 and share[190] < 0.9
