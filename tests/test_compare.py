@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GRID = """
 seeds = [0, 1]
 reference = "random"
-flags = "--cache={cache} --device=cpu --n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --max-updates={n}"
+flags = "--cache={cache} --device=cpu --n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --max-updates={n} --eval-every=100"
 [runs]
 random = "--mode=random"
 "bcp, p = 2" = "--mode=bcp --p=2 --goal=7.4 --block-size=32"
@@ -29,11 +29,11 @@ def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
         done = subprocess.run([sys.executable, "-m", "tools.compare", grid], cwd=tmp_path, env=env, capture_output=True)
         assert done.returncode == 0, done.stderr
     folders = {path.name for path in (tmp_path / "out" / "small").iterdir()}
-    assert folders == {"random-s0", "random-s1", "bcp-p-=-2-s0", "bcp-p-=-2-s1"}
+    assert folders == {"random-s0", "random-s1", "bcp-p-2-s0", "bcp-p-2-s1"}
     results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
     assert [len(results[run]) for run in ("random", "bcp, p = 2")] == [2, 2]
     one = results["bcp, p = 2"][0]
-    metrics = (tmp_path / "out" / "small" / "bcp-p-=-2-s0" / "metrics.jsonl").read_text().splitlines()
+    metrics = (tmp_path / "out" / "small" / "bcp-p-2-s0" / "metrics.jsonl").read_text().splitlines()
     assert one["val_loss"] == json.loads(metrics[-1])["val_loss"] and one["unconverged"] == 0
     assert len([line for line in metrics if '"loss"' in line]) == 6
     table = (tmp_path / "results" / "small.md").read_text()
