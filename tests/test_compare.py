@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GRID = """
 seeds = [0, 1]
 reference = "random"
-flags = "--cache={cache} --device=cpu --n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --max-updates={n} --eval-every=100"
+flags = "--cache={cache} --device=cpu --n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 {more}"
 [runs]
 random = "--mode=random"
 "bcp, p = 2" = "--mode=bcp --p=2 --goal=7.4 --block-size=32"
@@ -23,7 +23,7 @@ random = "--mode=random"
 
 def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
     grid = tmp_path / "small.toml"
-    grid.write_text(GRID.format(cache=cache, n=6))
+    grid.write_text(GRID.format(cache=cache, more="--max-updates=6 --eval-every=100"))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     for _ in range(2):  # the second time, everything is there already
         done = subprocess.run([sys.executable, "-m", "tools.compare", grid], cwd=tmp_path, env=env, capture_output=True)

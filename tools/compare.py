@@ -111,7 +111,7 @@ def main() -> None:
         parser.error(f"{args.grid}: not a grid of runs ({type(error).__name__}: {error}); see --help")
 
     name, threads = args.grid.stem, max(1, (os.cpu_count() or 1) // args.jobs)
-    jobs = {(run, seed): Path("out") / name / f"{re.sub(r'[^A-Za-z0-9.=-]+', '-', run).strip('-')}-s{seed}"
+    jobs = {(run, seed): Path("out") / name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
             for seed in seeds for run in runs}  # fmt: skip
 
     def work(job: tuple[str, int]) -> dict:
