@@ -9,7 +9,7 @@ Text is lower case, and punctuation is set off by spaces, so that a word is alwa
 
     python toy.py               a few lines of each stage, and a few pairs
     python toy.py --sample      thirty lines of each stage
-    python toy.py --calibrate   how n-gram models score on each paradigm: chance is 50
+    python toy.py --calibrate   how n-gram, untrained and trained models score on each paradigm: chance is 50
 """
 
 import argparse
@@ -628,7 +628,7 @@ def held_out() -> frozenset[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Calibration: what can be had from neighbouring words alone.
+# Calibration: what can be had from neighboring words alone, by chance, and by learning.
 
 
 def count_ngrams(lines: list[str], order: int) -> Counter:

@@ -155,7 +155,9 @@ def test_fact_2_adamw_does_not_feel_a_constant_alpha():
 
 def test_fact_3_alphas_fall_leaves_a_shadow_on_the_next_batch():
     climb = [1 + 9 * k / 40 for k in range(40)]
-    alphas = [1.0] * 60 + climb + climb[::-1] + [1.0] * 60  # up to 10 and down to 1 over 80 repeats, then the next batch
+    alphas = (
+        [1.0] * 60 + climb + climb[::-1] + [1.0] * 60
+    )  # up to 10 and down to 1 over 80 repeats, then the next batch
     share = [step / plain for step, plain in zip(adamw_steps(alphas), adamw_steps([1.0] * 200), strict=True)]
     assert max(share[60:100]) > 1.3  # only alpha's change acts: while it climbs, steps are longer
     # The next batch's first steps are too short; fifty updates later they still are.
