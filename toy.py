@@ -699,7 +699,9 @@ def model_scores(seeds: int = 5, trained: int = 3) -> dict[str, list[dict[str, f
     for seed in range(trained):
         out = Path("out/regimes") / f"random-s{seed}"
         flags = ["--mode=random", f"--seed={seed}", "--resume", f"--out={out}"]
-        subprocess.run([sys.executable, "train.py", *flags], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("train.py")), *flags], check=True, stdout=subprocess.DEVNULL
+        )
         records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         evaluations = [record for record in records if "val_loss" in record]
         quarter = min(evaluations, key=lambda record: abs(record["update"] - evaluations[-1]["update"] / 4))
@@ -715,10 +717,10 @@ def print_calibration() -> None:
     for column in table.values():  # the mean over the paradigms, seed by seed
         for scores in column:
             scores["mean"] = sum(scores.values()) / len(scores)
-    print(f"{'paradigm':28}{'unigram':>9}{'bigram':>9}{'trigram':>9}{'untrained (5 seeds)':>23}"
+    print(f"{'paradigm':34}{'unigram':>9}{'bigram':>9}{'trigram':>9}{'untrained (5 seeds)':>23}"
           f"{'random, a quarter':>23}{'random (3 seeds)':>23}")  # fmt: skip
     for uid in (*minimal_pairs(), "mean"):
-        row = f"{uid:28}"
+        row = f"{uid:34}"
         for column in table.values():
             values = [scores[uid] for scores in column]
             mean = sum(values) / len(values)

@@ -41,9 +41,10 @@ def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
 
 
 def test_spread_and_paired_difference_by_hand():
-    assert compare.spread([1.0, 2.0, 3.0]) == "2.00 ± 0.58"  # 1 / sqrt(3)
+    assert compare.spread([1.0, 2.0, 3.0], 2) == "2.00 ± 0.58"  # 1 / sqrt(3)
     # differences 1, 2, 3: mean 2, standard error 0.577, t = 4.303
-    assert compare.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == "+2.00 [-0.48, +4.48]"
+    assert compare.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], 2) == "+2.00 [-0.48, +4.48]"
+    assert compare.spread([1.0], 1) == "1.0" and compare.paired([None, 1.0], [1.0, 1.0], 1) == "-"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     "BCP, p = 1" = "--mode=bcp --p=1"
 
 Run folders lie in out/<name of the file>/; a grid that was stopped goes on where it stood, in the middle of a run too.
-Written are results/<name>.json, the last evaluation and the coverage of every run, and results/<name>.md, their table:
-mean and standard error over seeds, and the paired difference from the reference with its 95 % interval (Student's t).
+Written are results/<name>.json, the evaluations and the coverage of every run, and results/<name>.md, their table:
+scores at the end, and of minimal pairs also the mean over the evaluations of the run's last quarter; mean and standard
+error over seeds, and the paired difference from the reference with its 95 % interval (Student's t).
 """
 
 import argparse
@@ -50,9 +51,11 @@ def summary(out: Path) -> dict:
             visit = (record["epoch"], record["batch"])
             visits[visit] = visits.get(visit, 0) + 1
     evaluations = [record for record in records if "val_loss" in record]
+    late = [record["toy"] for record in evaluations if record["update"] >= 0.75 * evaluations[-1]["update"]]
     return {
         "val_loss": evaluations[-1]["val_loss"],
         "toy": evaluations[-1]["toy"],
+        "late": statistics.fmean(late) if None not in late else None,
         "seen": 100 * len({batch for _, batch in visits}) / config["batches"],
         "passes": len(visits) / config["batches"],
         "repeats": statistics.median(visits.values()),
@@ -61,32 +64,39 @@ def summary(out: Path) -> dict:
     }
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float | None], digits: int) -> str:
     """Mean and standard error over seeds."""
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{statistics.fmean(values):.2f} ± {error:.2f}"
+    if None in values:
+        return "-"
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{error}"
 
 
-def paired(values: list[float], reference: list[float]) -> str:
+def paired(values: list[float | None], reference: list[float | None], digits: int) -> str:
     """Mean difference from the reference, seed by seed, with its 95 % interval."""
+    if None in values + reference or len(values) < 2:
+        return "-"
     gaps = [a - b for a, b in zip(values, reference, strict=True)]
-    half = T975[len(gaps) - 2] * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return f"{statistics.fmean(gaps):+.2f} [{statistics.fmean(gaps) - half:+.2f}, {statistics.fmean(gaps) + half:+.2f}]"
+    mean, half = statistics.fmean(gaps), T975[len(gaps) - 2] * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
 
 
 def table(results: dict[str, list[dict]], reference: str) -> str:
     """The Markdown table of a grid."""
-    rows = [f"| run | minimal pairs, % | validation loss, nats | pairs against {reference} | loss against {reference} "
-            "| batches seen, % | passes | median repeats |",
-            "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    rows = [
+        f"| run | minimal pairs, % | over the last quarter, % | against {reference} | validation loss, nats | "
+        f"against {reference} | batches seen, % | passes | median repeats |",
+        "|---" * 9 + "|",
+    ]
+    base = {key: [run[key] for run in results[reference]] for key in ("toy", "val_loss")}
     for name, runs in results.items():
         column = {key: [run[key] for run in runs] for key in runs[0]}
-        gaps = ["", ""]
-        if name != reference and len(runs) > 1:
-            gaps = [paired(column[key], [run[key] for run in results[reference]]) for key in ("toy", "val_loss")]
-        cells = [name, spread(column["toy"]), spread(column["val_loss"]), *gaps]
+        cells = [name, spread(column["toy"], 1), spread(column["late"], 1), paired(column["toy"], base["toy"], 1)]
+        cells += [spread(column["val_loss"], 2), paired(column["val_loss"], base["val_loss"], 2)]
         cells += [f"{statistics.fmean(column['seen']):.0f}", f"{statistics.fmean(column['passes']):.1f}"]
         cells += [f"{statistics.fmean(column['repeats']):.0f}"]
+        if name == reference:
+            cells[3] = cells[5] = ""
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -117,7 +127,7 @@ def main() -> None:
     def work(job: tuple[str, int]) -> dict:
         train(jobs[job], [*common, *shlex.split(runs[job[0]]), f"--seed={job[1]}"], threads)
         result = summary(jobs[job])
-        print(f"{jobs[job]}: pairs {result['toy']:.1f} %, validation loss {result['val_loss']:.3f}", flush=True)
+        print(f"{jobs[job]}: pairs {result['toy']} %, validation loss {result['val_loss']}", flush=True)
         return result
 
     try:
