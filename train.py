@@ -164,7 +164,7 @@ def resumed_args(parser: argparse.ArgumentParser, args: argparse.Namespace, argv
         saved = checkpoint.read_config(args.out)["flags"]
     except ValueError as error:
         parser.error(f"argument --resume: {error}")
-    saved = {name: Path(value) if isinstance(getattr(args, name), Path) else value for name, value in saved.items()}
+    saved["cache"] = Path(saved["cache"])
     parser.set_defaults(**{name: value for name, value in saved.items() if name not in ("resume", "overwrite", "out")})
     args = parser.parse_args(argv)
     for name, value in saved.items():

@@ -310,6 +310,8 @@ def test_run_folders_are_numbered_and_hold_what_later_programs_need(flags, tmp_p
     for _ in range(2):
         assert train.main(train.get_args([*flags, "--mode=bcp", "--p=2", "--max-updates=2"])) == 0
     assert sorted(path.name for path in Path("out").iterdir()) == ["bcp-p2-1", "bcp-p2-2"]
+    updates, _ = run([], Path("out/bcp-p2-1"), "--resume", "--max-updates=3")
+    assert [u["update"] for u in updates] == [1, 2, 3]
     files = {path.name for path in Path("out/bcp-p2-1").iterdir()}
     assert files == {"config.json", "metrics.jsonl", "checkpoint.pt", "tokenizer.json"}
     config = json.loads(Path("out/bcp-p2-1/config.json").read_text())
