@@ -1,45 +1,77 @@
 """Writing and reading the state of a run, so that nothing is lost on the way.
 
 A file is written beside its place, flushed to disk, and renamed over the old one: whatever happens in between, one of
-the two is whole. Reading never runs code from a file (torch.load with weights_only).
+the two is whole. The last two checkpoints are kept. Every file ends with a digest of its content, which is checked
+before it is read, and reading never runs code from it (torch.load with weights_only).
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 NAME = "checkpoint.pt"
+PREVIOUS = "checkpoint-previous.pt"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 AVERAGE = "average.pt"
+MARK, DIGEST_SIZE = b"blake2b:", 16  # at the end of every file, the digest after the mark
 
 
 class CheckpointError(ValueError):
     """A run folder or checkpoint that cannot be used; its message is one line."""
 
 
-def save(file: Path, state: dict) -> None:
-    """Write tensors, numbers, strings, and lists and dicts of these. Raises OSError, the old file then still whole."""
+def save(file: Path, state: dict, previous: Path | None = None) -> None:
+    """Write tensors, numbers, strings, and lists and dicts of these; what `file` held before is kept as `previous`.
+
+    The file is one that torch.load reads, with a digest of its content at the end: torch itself does not notice a
+    flipped bit in a weight. Raises OSError (a full disk, say), the old file then still whole.
+    """
     beside = file.with_name(file.name + ".part")
-    with open(beside, "wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
+    try:
+        with open(beside, "w+b") as f:
+            torch.save(state, f)
+            digest = _digest(f, f.seek(0, os.SEEK_END))
+            f.write(MARK + digest)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
+    if previous is not None and file.exists():
+        link = previous.with_name(previous.name + ".part")
+        link.unlink(missing_ok=True)
+        os.link(file, link)  # so that at no moment there is no checkpoint
+        os.replace(link, previous)
     os.replace(beside, file)
 
 
 def load(file: Path) -> dict:
-    """What `save` wrote, on the CPU. Raises CheckpointError if the file is missing or damaged."""
+    """What `save` wrote, on the CPU. Raises CheckpointError if the file is missing or not, to the bit, what it was."""
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; give the folder of a run that has saved a checkpoint")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:  # whatever a damaged file makes the reader raise
-        raise CheckpointError(f"{file}: damaged or not a checkpoint of this program") from None
+    with open(file, "rb") as f:
+        end = f.seek(0, os.SEEK_END) - len(MARK) - DIGEST_SIZE
+        digest = _digest(f, max(end, 0))
+        if end < 0 or f.read() != MARK + digest:
+            raise CheckpointError(
+                f"{file}: damaged or not a checkpoint of this program; take a copy of it, if there is one"
+            )
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _digest(f: BinaryIO, length: int) -> bytes:
+    """blake2b of the first `length` bytes; leaves the file there."""
+    f.seek(0)
+    digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+    while length > 0 and (chunk := f.read(min(length, 1 << 20))):
+        digest.update(chunk)
+        length -= len(chunk)
+    return digest.digest()
 
 
 def fill(module: torch.nn.Module, state: dict, file: Path) -> None:
@@ -89,13 +121,17 @@ def save_weights(folder: Path, update: int, state: dict) -> None:
     save(folder / f"weights-{update}.pt", state)
 
 
-def drop_weights(folder: Path, keep_last: int | None = None, after: int | None = None) -> None:
-    """Delete the weights kept by `save_weights`, all but the last few, or those of updates after a given one."""
-    files = _weights(folder)
-    if keep_last is not None:
-        files = files[: len(files) - keep_last]
-    for update, file in files:
-        if after is None or update > after:
+def drop_weights(folder: Path, last: int, upto: int) -> None:
+    """Of the weights kept by `save_weights` up to an update, delete all but the last few."""
+    files = [file for update, file in _weights(folder) if update <= upto]
+    for file in files[: len(files) - last]:
+        file.unlink()
+
+
+def drop_weights_after(folder: Path, update: int) -> None:
+    """Delete the weights of evaluations after an update, which a run that goes on from there makes again."""
+    for later, file in _weights(folder):
+        if later > update:
             file.unlink()
 
 

@@ -126,7 +126,8 @@ def get_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("run")
     add = group.add_argument
     add("--out", type=Path, help="run folder (default: a fresh numbered one, such as out/bcp-p1-3)")
-    add("--resume", action="store_true", help="go on with the run in --out, with its flags, from its last checkpoint")
+    add("--resume", nargs="?", const="last", choices=("last", "previous"), help="go on with the run in --out, with its "
+        "flags, from its last checkpoint, or from the one before (default: a new run)")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling (default: 0)")
     add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view")
@@ -214,6 +215,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     anchor: list[torch.Tensor]  # W_{t,0}; empty outside bcp
     alpha: bcp.Alpha
+    saved: int = 0  # the update of the last checkpoint
     # Where the run stands; every checkpoint holds it.
     update: int = 0
     repeat: int = 0  # updates on the current batch so far
@@ -310,7 +312,7 @@ def open_folder(run: Run) -> None:
         except FileExistsError:  # another run took the number while the text was prepared
             run.folder = choose_folder(run.args)
     run.folder.mkdir(exist_ok=True)
-    for pattern in (checkpoint.NAME, checkpoint.METRICS, checkpoint.AVERAGE, "weights-*.pt", "eval-*.json"):
+    for pattern in ("checkpoint*.pt", checkpoint.METRICS, checkpoint.AVERAGE, "weights-*.pt", "eval-*.json"):
         for file in run.folder.glob(pattern):
             file.unlink()
     config = {
@@ -337,14 +339,20 @@ def save(run: Run) -> None:
         "seen": sorted(run.seen),
         "text": run.corpus.meta["files"]["tokens.bin"]["blake2b"],
     }
-    checkpoint.save(run.folder / checkpoint.NAME, state)
-    checkpoint.drop_weights(run.folder, keep_last=run.args.average_last)
+    checkpoint.save(run.folder / checkpoint.NAME, state, previous=run.folder / checkpoint.PREVIOUS)
+    checkpoint.drop_weights(run.folder, run.args.average_last, upto=run.saved)  # what --resume=previous does not need
+    run.saved = run.update
 
 
 def restore(run: Run) -> None:
     """Put the run where its checkpoint stands. Raises CheckpointError if it is of another text or of other sizes."""
-    file = run.folder / checkpoint.NAME
-    state = checkpoint.load(file)
+    last, previous = run.folder / checkpoint.NAME, run.folder / checkpoint.PREVIOUS
+    file = previous if run.args.resume == "previous" else last
+    try:
+        state = checkpoint.load(file)
+    except checkpoint.CheckpointError as error:
+        other = "; --resume=previous goes on from the one before it" if file == last and previous.exists() else ""
+        raise checkpoint.CheckpointError(f"{error}{other}") from None
     checkpoint.fill(run.model, state["model"], file)
     if state["text"] != run.corpus.meta["files"]["tokens.bin"]["blake2b"]:
         raise checkpoint.CheckpointError(f"--data={run.args.data}: not the text that {run.folder} was trained on")
@@ -356,8 +364,10 @@ def restore(run: Run) -> None:
     run.seen = set(state["seen"])
     for name in PROGRESS:
         setattr(run, name, state["progress"][name])
+    file.replace(last)  # only now, when all is well, does the one before take the place of the last
     checkpoint.cut_metrics(run.folder, run.update)
-    checkpoint.drop_weights(run.folder, after=run.update)
+    checkpoint.drop_weights_after(run.folder, run.update)
+    run.saved = run.update
 
 
 # --- Evaluation and report --------------------------------------------------------------------------------------------
@@ -489,7 +499,8 @@ class Watch:
 def caught_signals() -> Iterator[list[int]]:
     """A list that the signals asking a run to end are put into, so that it can save first."""
     received: list[int] = []
-    old = {number: signal.signal(number, lambda n, _: received.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    old = {number: signal.signal(number, lambda n, _: received.append(n)) for number in numbers}
     try:
         yield received
     finally:
@@ -571,7 +582,7 @@ def main(args: argparse.Namespace) -> int:
     """The whole program; returns its exit status."""
     try:
         run = start(args)
-        resuming = args.resume and (run.folder / checkpoint.NAME).exists()
+        resuming = args.resume and any(run.folder.glob("checkpoint*.pt"))
         restore(run) if resuming else open_folder(run)
     except ValueError as error:  # a wrong corpus, size, device or checkpoint; the message is one line
         get_parser().error(str(error))

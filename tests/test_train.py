@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -197,13 +198,14 @@ def test_gradient_accumulation_equals_one_large_batch(flags, tmp_path):
 
 
 def test_average_is_the_mean_of_the_last_evaluations_weights(flags, tmp_path):
-    out, more = tmp_path / "run", ["--mode=random", "--eval-every=4", "--average-last=2"]
+    out, more = tmp_path / "run", ["--mode=random", "--eval-every=2", "--average-last=2", "--save-every=4"]
     run(flags, out, *more, "--max-updates=12")
-    one, two = (checkpoint.load(out / f"weights-{update}.pt") for update in (8, 12))
+    one, two = (checkpoint.load(out / f"weights-{update}.pt") for update in (10, 12))
     average = checkpoint.load(out / "average.pt")["model"]
     for name, w in average.items():
         torch.testing.assert_close(w, (one[name] + two[name]) / 2)
-    assert not (out / "weights-4.pt").exists()
+    kept = sorted(int(file.stem.removeprefix("weights-")) for file in out.glob("weights-*.pt"))
+    assert kept == [6, 8, 10, 12]  # 6 and 8 for the checkpoint before the last, at update 8
 
 
 def test_learning_rate_schedules():
@@ -265,7 +267,7 @@ def test_a_run_cut_off_after_its_last_checkpoint_repeats_no_update(flags, tmp_pa
     same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_leaves_cleanly(flags, tmp_path, number, status):
     command = [sys.executable, "train.py", *flags, "--mode=bcp", "--goal=5.5", "--epochs=300", "--eval-every=100000"]
     out = tmp_path / "cut"
@@ -305,6 +307,56 @@ def test_a_checkpoint_is_never_half_written(tmp_path, monkeypatch):
     assert torch.equal(checkpoint.load(file)["x"], torch.zeros(3))
 
 
+def test_every_flipped_bit_and_every_cut_of_a_checkpoint_is_noticed(tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    checkpoint.save(file, {"x": torch.arange(3000.0), "n": [1, 2.5, "three"]})
+    assert torch.load(file, weights_only=True)["n"] == [1, 2.5, "three"]  # plain torch reads it too
+    whole, places = file.read_bytes(), random.Random(0)
+    for _ in range(60):
+        place = places.randrange(len(whole))
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << places.randrange(8)
+        for content in (bytes(flipped), whole[:place]):
+            file.write_bytes(content)
+            with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+                checkpoint.load(file)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    file = tmp_path / "checkpoint.pt"
+    torch.save({"model": Evil()}, file)
+    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of this program"):
+        checkpoint.load(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_only_when_asked(flags, tmp_path, capsys):
+    more = ["--mode=bcp", "--save-every=4"]
+    run(flags, tmp_path / "whole", *more, "--max-updates=14")
+    out = tmp_path / "parts"
+    run(flags, out, *more, "--max-updates=10")  # checkpoints at 8 and 10
+    damaged = (out / "checkpoint.pt").read_bytes()[:-7] + b"x" * 7
+    (out / "checkpoint.pt").write_bytes(damaged)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        train.main(train.get_args([f"--out={out}", "--resume", "--max-updates=14"]))
+    assert stopped.value.code == 2
+    one_line(capsys, "checkpoint.pt: damaged")
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+    run([], out, "--resume=previous", "--max-updates=14")
+    for name, w in weights(tmp_path / "whole").items():
+        assert torch.equal(w, weights(out)[name]), name
+    updates = [
+        json.loads(line)["update"] for line in (out / "metrics.jsonl").read_text().splitlines() if "alpha" in line
+    ]
+    assert updates == list(range(1, 15))
+
+
 def test_run_folders_are_numbered_and_hold_what_later_programs_need(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -313,7 +365,7 @@ def test_run_folders_are_numbered_and_hold_what_later_programs_need(flags, tmp_p
     updates, _ = run([], Path("out/bcp-p2-1"), "--resume", "--max-updates=3")
     assert [u["update"] for u in updates] == [1, 2, 3]
     files = {path.name for path in Path("out/bcp-p2-1").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "checkpoint.pt", "tokenizer.json"}
+    assert files == {"config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "tokenizer.json"}
     config = json.loads(Path("out/bcp-p2-1/config.json").read_text())
     assert config["flags"]["p"] == 2 and config["flags"]["seed"] == 0 and config["versions"]["torch"]
     first = json.loads(Path("out/bcp-p2-1/metrics.jsonl").read_text().splitlines()[1])
