@@ -29,8 +29,9 @@ def test_every_flag_that_it_names_is_one_and_every_training_command_parses():
         train.get_args(command.split())
 
 
-def test_the_table_of_results_is_the_one_that_the_grid_made():
-    assert (ROOT / "results" / "regimes.md").read_text() in README
+@pytest.mark.parametrize("grid", ["regimes", "anchor"])
+def test_tables_of_results_are_those_that_the_grids_made(grid):
+    assert (ROOT / "results" / f"{grid}.md").read_text() in README
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
