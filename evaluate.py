@@ -1,15 +1,26 @@
-"""Score a trained run on zero-shot tasks: of two sentences, does the model find the grammatical one more probable?
+"""Score a trained run as the BabyLM 2025 challenge does: which of two sentences does the model find more probable?
 
-    python evaluate.py out/bcp-p1-1 --task toy
-    python evaluate.py out/bcp-p1-1 --task blimp --data PATH      # a folder of BLiMP's JSONL files
+    python evaluate.py out/bcp-p1-1                                      # the built-in corpus's minimal pairs
+    python evaluate.py out/bcp-p1-1 --task blimp wug_adj --data EVAL     # folders EVAL/blimp and so on
+    python evaluate.py out/bcp-p1-1 --task all --data EVAL --untrained=5 --compare out/random-1
+    python evaluate.py --reference                                       # what the poster reports
 
-As in the official BabyLM pipeline, a sentence scores the sum of the log-probabilities of its tokens. The end-of-text
-token stands before every sentence, so that the first word counts too. A tie counts one half, and ties are counted.
+A task is a reader, which makes candidates of a file's records, and a scorer, which makes a score of the candidates'
+log-probabilities. A candidate's is the sum over the tokens of its completion, those that overlap its characters; the
+end-of-text token stands before every text, so that the first word counts too. The rules are those of the official
+pipeline (babylm/evaluation-pipeline-2025), but a tie counts one half, where the pipeline gives it to the right side.
+
+Into the run folder go eval-TASK.json (scores, by paradigm too) and eval-TASK.jsonl (every item, one a line).
 """
 
 import argparse
+import csv
+import functools
+import hashlib
 import json
+import os
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +29,14 @@ import numpy as np
 
 import data
 
-TASKS = ("toy", "blimp")
+DRAWS = 1000  # of the bootstrap
+REFERENCE = """From Yoshida et al. 2025, not measured here; "text avg." also holds fine-tuned tasks:
+
+model                            BLiMP   BLiMP-S   WUG-ADJ   text avg.
+GPT-BERT (official baseline)      80.5      73.0      41.2        70.9
+GPT-2 (official baseline)         74.9      63.3      50.2        54.7
+BCP p = 1                         49.2      50.4      57.5        32.8
+BCP p = 2                         52.2      50.2      57.1        32.5"""
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -29,178 +47,99 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
     )
-    parser.add_argument("run", type=Path, help="run folder, as train.py wrote it")
-    parser.add_argument("--task", choices=TASKS, default="toy", help="what to score (default: toy)")
-    parser.add_argument("--data", type=Path, help="folder of JSONL files (--task blimp)")
-    parser.add_argument("--weights", choices=("last", "average"), default="last", help="average: of --average-last")
-    parser.add_argument("--json", type=Path, help="where the result goes (default: <run>/eval-<task>.json)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    # fmt: off
+    add = parser.add_argument
+    add("run", type=Path, nargs="?", help="run folder, as train.py wrote it")
+    add("--task", nargs="+", default=["toy"], metavar="TASK", help="one or several of " + ", ".join(TASKS) + "; or all: "
+        "those whose folder is found in --data (default: toy)")
+    add("--data", type=Path, help="folder that holds a folder per task, as the challenge has it, or one task's files")
+    add("--weights", choices=("last", "average"), default="last", help="average: of --average-last (default: last)")
+    add("--untrained", type=int, default=0, metavar="N", help="also score N models of this size and tokenizer as they "
+        "are before training; kept beside the prepared corpus's tokenizer (default: 0)")
+    add("--compare", type=Path, metavar="OTHER_RUN", help="differences from a run that was scored on the same tasks")
+    add("--batch-size", type=int, default=64, help="items scored together (default: 64)")
+    add("--reference", action="store_true", help="print the poster's table")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    # fmt: on
     return parser
 
 
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.task == "blimp" and args.data is None:
-        parser.error("--task=blimp needs --data=FOLDER, the folder of BLiMP's JSONL files")
+    if args.run is None and not args.reference:
+        parser.error("the run folder is missing; give one that train.py wrote")
+    for task in args.task:
+        if task not in TASKS and task != "all":
+            parser.error(f"argument --task: {task!r} is none of {', '.join(TASKS)}, all")
+        if task != "toy" and args.data is None and args.run:
+            parser.error(f"argument --task: {task} needs --data=FOLDER, the folder of the evaluation files")
+    for flag, value, least in (("--untrained", args.untrained, 0), ("--batch-size", args.batch_size, 1)):
+        if value < least:
+            parser.error(f"argument {flag}: {value}: must be a whole number of at least {least}")
     return args
 
 
-ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, before the slow import of torch
+# --- Log-probabilities ------------------------------------------------------------------------------------------------
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-import checkpoint  # noqa: E402
-from model import Config, Transformer, pick_device  # noqa: E402
+# A candidate: the token ids of prefix + completion, and the place of the first one that counts.
+Candidate = tuple[list[int], int]
 
 
-@torch.no_grad()
-def mean_loss(model: Transformer, x: np.ndarray, y: np.ndarray, batch_size: int = 32) -> float | None:
-    """Mean cross-entropy in nats per token over blocks (N, T); targets of -100 do not count. None if none counts."""
-    device = model.model.norm.weight.device
-    total, counted = 0.0, int((y != -100).sum())
-    for i in range(0, len(x), batch_size):
-        xb, yb = torch.from_numpy(x[i : i + batch_size]), torch.from_numpy(y[i : i + batch_size])
-        total += model(xb.to(device), yb.to(device), reduction="none").cpu().double().sum().item()
-    return total / counted if counted else None
+class Encoder:
+    """Texts to candidates, with a run's tokenizer."""
+
+    def __init__(self, tokenizer: "tiktoken.Encoding"):  # noqa: F821
+        self.tokenizer, self.encode = tokenizer, tokenizer.encode_ordinary
+        self.n_bytes = np.array([len(token) for token in tokenizer.token_byte_values()])
+
+    def __call__(self, prefix: str, completion: str) -> Candidate:
+        """A completion after a prefix. A token counts when it overlaps the completion's characters."""
+        ids = self.encode(prefix + completion)
+        ends = np.cumsum(self.n_bytes[ids])
+        return ids, int(np.searchsorted(ends, len(prefix.encode()), side="right")) if prefix else 0
+
+    def word(self, context: str, word: str) -> list[Candidate]:
+        """A word after a context as the official reading task has it: no space between, and each token of the word a
+        candidate of its own, after what is decoded of the text so far and encoded again."""
+        pieces = []
+        for token in self.encode(word):
+            piece = self.tokenizer.decode([token])
+            ids = self.encode(context)
+            pieces.append(([*ids, self.encode(piece)[0]], len(ids)))
+            context += piece
+        return pieces
 
 
-@torch.no_grad()
-def log_probabilities(
-    model: Transformer, sequences: list[list[int]], eot: int, batch_size: int = 64, progress: bool = False
-) -> np.ndarray:
-    """log P(sequence after end-of-text) in nats, float64, one per sequence of token ids; 0 for an empty one.
+def pack(candidates: list[Candidate], eot: int) -> tuple[list[int], list[int], list[int], list[tuple[int, int, int]]]:
+    """One sequence for all candidates: end-of-text, what they all begin with, then the rest of each.
 
-    Sequences of like length share a batch; what is padded stands at the right, where causal attention never looks.
+    Returns its tokens, their positions, to which candidate each belongs (from 1; 0: to all), and what is to be read
+    from it: triples of (place, the token that follows there, candidate).
     """
-    device = model.model.norm.weight.device
-    scores = np.zeros(len(sequences))
-    by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for start in tqdm(range(0, len(sequences), batch_size), unit="batch", disable=None if progress else True):
-        some = by_length[start : start + batch_size]
-        longest = max(1, len(sequences[some[-1]]))
-        x = np.full((len(some), longest), eot)
-        y = np.full((len(some), longest), -100)
-        for row, i in enumerate(some):
-            n = len(sequences[i])
-            x[row, 1:n] = sequences[i][: n - 1] if n else []
-            y[row, :n] = sequences[i]
-        losses = model(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device), reduction="none")  # (B, T)
-        scores[some] = -losses.cpu().double().sum(dim=1).numpy()
-    return scores
+    texts, starts = zip(*candidates, strict=True)
+    n = len(os.path.commonprefix(texts))  # of lists, too
+    n = n if len(set(starts)) == 1 else min(n, *starts)
+    tokens, positions, owners = [eot, *texts[0][:n]], list(range(n + 1)), [0] * (n + 1)
+    wanted = [(i, texts[0][i], 0) for i in range(starts[0], n)]
+    for owner, (ids, start) in enumerate(candidates, 1):
+        first = len(tokens)  # place of ids[n]
+        wanted += [(first + i - n - 1 if i > n else n, ids[i], owner) for i in range(max(start, n), len(ids))]
+        tokens += ids[n:-1]
+        positions += range(n + 1, len(ids))
+        owners += [owner] * max(0, len(ids) - n - 1)
+    return tokens, positions, owners, wanted
 
 
-def score_pairs(
-    model: Transformer, pairs: dict[str, list[list[list[int]]]], eot: int, progress: bool = False
-) -> dict[str, dict[str, float]]:
-    """For every paradigm of [good ids, bad ids] pairs: accuracy in percent (a tie counts one half), pairs, ties."""
-    flat = [ids for paradigm in pairs.values() for pair in paradigm for ids in pair]
-    scores = log_probabilities(model, flat, eot, progress=progress).reshape(-1, 2)
-    result, start = {}, 0
-    for name, paradigm in pairs.items():
-        good, bad = scores[start : start + len(paradigm)].T
-        start += len(paradigm)
-        accuracy = 100 * float((good > bad).mean() + (good == bad).mean() / 2)
-        result[name] = {"accuracy": accuracy, "pairs": len(paradigm), "ties": int((good == bad).sum())}
-    return result
+@torch_no_grad
+def log_probabilities(
+    model: "Transformer",
+    items: list[list[Candidate]],
+    eot: int,
+    batch_size: int = 64,
+    progress: str | None = None,
+) -> list[list[float]]:
+    """log P(completion | prefix) in nats of every candidate of every item; 0 for an empty one.
 
-
-@dataclass
-class Scores:
-    """What a run is judged by while it trains."""
-
-    val_loss: float | None  # nats per token; None without validation text
-    pairs: dict | None  # of score_pairs; None without minimal pairs
-
-    @property
-    def toy(self) -> float | None:
-        """Mean accuracy over the paradigms, percent."""
-        return fmean(score["accuracy"] for score in self.pairs.values()) if self.pairs else None
-
-    def __str__(self) -> str:
-        shown = "no validation text" if self.val_loss is None else f"validation loss {self.val_loss:.3f}"
-        return shown + (f", minimal pairs {self.toy:.1f} %" if self.pairs else "")
-
-
-def assess(model: Transformer, x: np.ndarray, y: np.ndarray, batch_size: int, pairs: dict | None, eot: int) -> Scores:
-    """Validation loss on blocks x, y (N, T) and the scores of tokenised minimal pairs."""
-    model.eval()
-    scores = Scores(mean_loss(model, x, y, batch_size), score_pairs(model, pairs, eot) if pairs else None)
-    model.train()
-    return scores
-
-
-def read_pairs(folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """The (good, bad) sentences of every JSONL file in a folder, by paradigm. Raises DataError naming file and line."""
-    files = sorted(folder.glob("*.jsonl"))
-    if not files:
-        raise data.DataError(f"--data={folder}: no *.jsonl file there; give a folder of BLiMP's JSONL files")
-    paradigms = {}
-    for file in files:
-        pairs = []
-        with open(file, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    item = json.loads(line)
-                    pairs.append((item["sentence_good"] + "", item["sentence_bad"] + ""))
-                except (ValueError, KeyError, TypeError):
-                    wanted = "a JSON object with sentence_good and sentence_bad"
-                    raise data.DataError(f"{file}, line {number}: not {wanted}") from None
-        if not pairs:
-            raise data.DataError(f"{file}: empty; a JSON object per line was expected")
-        paradigms[file.stem] = pairs
-    return paradigms
-
-
-def load_run(folder: Path, device: torch.device, weights: str = "last"):
-    """The model, the tokenizer and the config of a run folder. Raises DataError or CheckpointError, one line each."""
-    config = checkpoint.read_config(folder)
-    file = folder / (checkpoint.AVERAGE if weights == "average" else checkpoint.NAME)
-    state = checkpoint.load(file)
-    model = Transformer(Config(**config["model"]))
-    checkpoint.fill(model, state["model"], file)
-    return model.to(device).eval(), data.load_tokenizer(folder / "tokenizer.json"), config
-
-
-def print_table(scores: dict[str, dict[str, float]]) -> None:
-    width = max(map(len, scores))
-    print(f"{'paradigm':{width}}   accuracy   pairs    ties")
-    for name, score in scores.items():
-        print(f"{name:{width}} {score['accuracy']:8.1f} % {score['pairs']:7} {score['ties']:7}")
-    mean = fmean(score["accuracy"] for score in scores.values())
-    pairs, ties = (sum(score[key] for score in scores.values()) for key in ("pairs", "ties"))
-    print(f"{f'mean of {len(scores)} paradigms':{width}} {mean:8.1f} % {pairs:7} {ties:7}")
-
-
-def main(args: argparse.Namespace) -> None:
-    try:
-        device = pick_device(args.device)
-        model, tokenizer, config = load_run(args.run, device, args.weights)
-        if args.task == "toy":
-            import toy
-
-            paradigms = {
-                uid: [(pair["sentence_good"], pair["sentence_bad"]) for pair in pairs]
-                for uid, pairs in toy.minimal_pairs().items()
-            }
-        else:
-            paradigms = read_pairs(args.data)
-    except ValueError as error:
-        get_parser().error(str(error))
-    encode = tokenizer.encode_ordinary
-    ids = {uid: [[encode(good), encode(bad)] for good, bad in pairs] for uid, pairs in paradigms.items()}
-    scores = score_pairs(model, ids, model.config.vocab_size - 1, progress=True)
-    print_table(scores)
-    target = args.json or args.run / f"eval-{args.task}.json"
-    mean = fmean(score["accuracy"] for score in scores.values())
-    result = {"run": str(args.run), "task": args.task, "weights": args.weights, "mean": mean, "paradigms": scores}
-    target.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {target}")
-
-
-if __name__ == "__main__":
-    try:
-        main(ARGS)
-    except OSError as error:
-        sys.exit(f"evaluate.py: {error}")
+    What an item's candidates begin with is worked out once for all. Items of like length share a batch.
+    """

@@ -45,16 +45,16 @@ PRESETS = {
 }
 
 
-def rotary(T: int, head_size: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles of positions 0 .. T-1, each (T, hs) in float32 (Su et al., arXiv 2104.09864)."""
-    frequencies = theta ** (-torch.arange(0, head_size, 2, device=device, dtype=torch.float32) / head_size)  # (hs/2)
-    angles = torch.outer(torch.arange(T, device=device, dtype=torch.float32), frequencies)  # (T, hs/2)
-    angles = torch.cat((angles, angles), dim=-1)  # (T, hs)
+def rotary(positions: Tensor, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of the angles of positions (..., T), each (..., T, hs) in float32 (Su et al., arXiv 2104.09864)."""
+    pairs = torch.arange(0, head_size, 2, device=positions.device, dtype=torch.float32)  # (hs/2)
+    angles = positions[..., None].float() * theta ** (-pairs / head_size)  # (..., T, hs/2)
+    angles = torch.cat((angles, angles), dim=-1)  # (..., T, hs)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + hs/2}) by its position's angle. x (B, heads, T, hs), cos and sin (T, hs)."""
+    """Turn each pair (x_i, x_{i + hs/2}) by its position's angle. x (B, heads, T, hs), cos and sin ([B, 1,] T, hs)."""
     x1, x2 = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-x2, x1), dim=-1) * sin
 
@@ -68,13 +68,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.n_embd, config.n_kv_head * self.head_size, bias=True)
         self.o_proj = nn.Linear(config.n_head * self.head_size, config.n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nh, T, hs)
         k = self.k_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nkv, T, hs)
         v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, nkv, T, hs)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)  # (B, nh, T, hs)
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)  # (B, nh, T, hs)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -97,8 +97,8 @@ class Block(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -123,16 +123,31 @@ class Transformer(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What the head reads, (B, T, C). Without the other two: positions 0 .. T-1, each attending to those before it.
+
+        positions (B, T): the place of each token in its text; mask (B, T, T): true where a token (T) may see one (T).
+        """
+        if positions is None:
+            positions = torch.arange(tokens.size(1), device=tokens.device)  # (T)
+        else:
+            positions, mask = positions[:, None], mask[:, None]  # (B, 1, T), (B, 1, T, T): the same for all heads
+        cos, sin = rotary(positions, self.config.n_embd // self.config.n_head, self.config.rope_theta)
+        x = self.model.embed_tokens(tokens)  # (B, T, C)
+        for block in self.model.layers:
+            x = block(x, cos, sin, mask)
+        return self.model.norm(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (..., V) from (..., C): the head is the embedding."""
+        return F.linear(x, self.model.embed_tokens.weight)
+
     def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits (B, T, V); with targets (B, T), the cross-entropy in nats per token, float32, instead.
 
         A target of -100 does not count. reduction: "mean" (a scalar) or "none" (B, T), as in F.cross_entropy.
         """
-        x = self.model.embed_tokens(tokens)  # (B, T, C)
-        cos, sin = rotary(tokens.size(1), self.config.n_embd // self.config.n_head, self.config.rope_theta, x.device)
-        for block in self.model.layers:
-            x = block(x, cos, sin)
-        logits = F.linear(self.model.norm(x), self.model.embed_tokens.weight)  # (B, T, V); the head is the embedding
+        logits = self.head(self.hidden(tokens))  # (B, T, V)
         if targets is None:
             return logits
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction)
