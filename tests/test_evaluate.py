@@ -1,9 +1,12 @@
 """Scores against sums worked out one sentence at a time; the command lines of evaluate.py and sample.py."""
 
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,24 +44,84 @@ def run_folder(text_file, cache, tmp_path_factory):
     return out
 
 
-def test_a_sentence_scores_the_sum_of_its_tokens_log_probabilities(model):
-    rng = np.random.default_rng(0)
-    sentences = [rng.integers(0, 59, size=n).tolist() for n in rng.integers(1, 30, size=70)] + [[]]
-    scores = evaluate.log_probabilities(model, sentences, eot=59, batch_size=16)
-    for ids, score in zip(sentences, scores, strict=True):
-        log_p = model(torch.tensor([[59, *ids]])).log_softmax(-1)[0]
-        assert score == pytest.approx(sum(log_p[t, token].item() for t, token in enumerate(ids)), abs=1e-3)
-    one_by_one = evaluate.log_probabilities(model, sentences, eot=59, batch_size=1)
-    np.testing.assert_allclose(one_by_one, scores, atol=1e-4)
+def sum_one_by_one(model, ids: list[int], start: int) -> float:
+    log_p = model(torch.tensor([[59, *ids]])).log_softmax(-1)[0]
+    return sum(log_p[t, ids[t]].item() for t in range(start, len(ids)))
 
 
-def test_a_tie_counts_one_half_and_is_counted(model):
-    likely, unlikely = sorted([[1, 2, 3], [4, 5, 6]], key=lambda s: -evaluate.log_probabilities(model, [s], 59)[0])
-    pairs = {"a": [[likely, unlikely], [likely, likely]], "b": [[unlikely, likely]]}
+def random_items(seed: int, count: int) -> list[list[evaluate.Candidate]]:
+    """Items of one to five candidates that begin alike, for some tokens or for all of the shortest."""
+    rng = np.random.default_rng(seed)
+    items = []
+    for _ in range(count):
+        prefix = rng.integers(0, 3, size=rng.integers(0, 12)).tolist()
+        rests = [rng.integers(0, 3, size=rng.integers(0, 9)).tolist() for _ in range(rng.integers(1, 6))]
+        start = int(rng.integers(0, len(prefix) + 1))
+        items.append([(prefix + rest, start if rng.random() < 0.8 else len(prefix)) for rest in rests])
+    return items
+
+
+def test_candidates_score_the_sum_of_what_counts_though_they_share_a_sequence(model):
+    items = random_items(0, 150)
+    scores = evaluate.log_probabilities(model, items, eot=59, batch_size=16)
+    for candidates, some in zip(items, scores, strict=True):
+        assert some == pytest.approx([sum_one_by_one(model, *candidate) for candidate in candidates], abs=1e-4)
+
+
+def test_what_candidates_share_is_packed_once():
+    shared, options = list(range(40)), ([41, 42], [43], [41, 44])
+    tokens, positions, owners, wanted = evaluate.pack([(shared + option, 40) for option in options], eot=59)
+    assert tokens == [59, *shared, 41, 41] and positions == [*range(41), 41, 41] and owners == [0] * 41 + [1, 3]
+    assert wanted == [(40, 41, 1), (41, 42, 1), (40, 43, 2), (40, 41, 3), (42, 44, 3)]
+
+
+def test_no_decision_depends_on_the_batch_size(model):
+    items = [item for item in random_items(1, 400) if len(item) > 1]
+    alone, together = (evaluate.log_probabilities(model, items, 59, batch_size) for batch_size in (1, 64))
+    clear = 0
+    for a, b in zip(alone, together, strict=True):
+        best, second = sorted(a)[-1], sorted(a)[-2]
+        if best - second > 1e-4:
+            clear += 1
+            assert np.argmax(a) == np.argmax(b)
+    assert clear > 200
+
+
+def test_ties_count_their_share_and_are_counted(model):
+    likely, unlikely = sorted([[1, 2, 3], [4, 5, 6]], key=lambda ids: -sum_one_by_one(model, ids, 0))
+    pairs = {"b": [[likely, unlikely], [likely, likely]], "a": [[unlikely, likely]]}
     assert evaluate.score_pairs(model, pairs, eot=59) == {
-        "a": {"accuracy": 75.0, "pairs": 2, "ties": 1},
-        "b": {"accuracy": 0.0, "pairs": 1, "ties": 0},
+        "b": {"accuracy": 75.0, "items": 2, "ties": 1},
+        "a": {"accuracy": 0.0, "items": 1, "ties": 0},
     }
+    five = [{"group": "g", "scores": [-1.0, -1.0, -2.0, -1.0, -3.0]}, {"group": "g", "scores": [-2.0, -1.0, -1.0]}]
+    row = evaluate.accuracy("entity_tracking", five)[0]
+    assert row.score == pytest.approx(100 / 6) and row.ties == 1
+
+
+def test_groups_weigh_the_same_whatever_their_size():
+    right, wrong = {"scores": [-1.0, -2.0]}, {"scores": [-2.0, -1.0]}
+    records = [{"group": "a", **right}] * 9 + [{"group": "b", **wrong}]
+    row = evaluate.accuracy("blimp", records)[0]
+    assert row.score == 50 and {name: group["accuracy"] for name, group in row.groups.items()} == {"a": 100, "b": 0}
+
+
+def test_a_token_counts_when_it_overlaps_the_completion():
+    class OneTokenPerWord:  # "ab", " cd" and so on: a token holds the space before its word
+        n_vocab = 3
+
+        def encode_ordinary(self, text):
+            return [{"ab": 0, " cd": 1, " ef": 2}[word] for word in re.findall(" ?[a-z]+", text)]
+
+        def decode_single_token_bytes(self, i):
+            return [b"ab", b" cd", b" ef"][i]
+
+    encode = evaluate.Encoder(OneTokenPerWord())
+    assert encode("", "ab cd") == ([0, 1], 0)
+    assert encode("ab", " cd") == ([0, 1], 1)
+    assert encode("ab ", "cd") == ([0, 1], 1)  # " cd" reaches into the completion
+    assert encode("a", "b cd") == ([0, 1], 0)
+    assert encode("ab cd", "") == ([0, 1], 2)
 
 
 def test_mean_loss_counts_only_the_targets_that_count(model):
@@ -70,78 +133,255 @@ def test_mean_loss_counts_only_the_targets_that_count(model):
     assert evaluate.mean_loss(model, x[:0], y[:0]) is None
 
 
-def blimp_folder(tmp_path) -> Path:
-    folder = tmp_path / "blimp"
-    folder.mkdir()
-    for uid, pairs in list(toy.minimal_pairs().items())[:3]:
-        lines = [
-            json.dumps({"sentence_good": p["sentence_good"], "sentence_bad": p["sentence_bad"]}) for p in pairs[:9]
-        ]
-        (folder / f"{uid}.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
-
-
 def evaluate_main(*argv) -> None:
     evaluate.main(evaluate.get_args([str(a) for a in argv]))
 
 
-def test_blimp_files_are_scored_by_paradigm_and_written_as_json(run_folder, tmp_path, capsys):
-    folder = blimp_folder(tmp_path)
-    evaluate_main(run_folder, "--task=blimp", f"--data={folder}")
-    table = capsys.readouterr().out
-    result = json.loads((run_folder / "eval-blimp.json").read_text())
-    assert set(result["paradigms"]) == {file.stem for file in folder.iterdir()}
-    assert result["mean"] == pytest.approx(np.mean([p["accuracy"] for p in result["paradigms"].values()]))
-    assert " ".join(table.split()).count(f"mean of 3 paradigms {result['mean']:.1f} % 27") == 1
-    evaluate_main(run_folder, "--task=blimp", f"--data={folder}", f"--json={tmp_path / 'other.json'}")
-    assert json.loads((tmp_path / "other.json").read_text())["paradigms"] == result["paradigms"]
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Small files of every task, EWoK and COMPS too, in their formats; the folders as the challenge calls them."""
+    folder = tmp_path_factory.mktemp("eval")
+    pairs = [pair for some in toy.minimal_pairs().values() for pair in some[:6]]
+    s = [pair["sentence_good"].rstrip(" .") for pair in pairs]
+    lines = {
+        "blimp_filtered/a": [pair | {"UID": uid} for uid, some in toy.minimal_pairs().items() for pair in some[:4]],
+        "blimp_supplement/turns": [{k: pair[k] for k in ("sentence_good", "sentence_bad")} for pair in pairs],
+        "ewok/ewok": [
+            {"Domain": ("social", "spatial")[i % 2], "Context1": s[i], "Context2": s[i + 1], "Target1": s[i + 2] + ".",
+             "Target2": s[i + 3] + "."} for i in range(40)
+        ],
+        "entity_tracking/regular": toy.entity_items()[:30],
+        "comps/comps_base": [
+            {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
+        ],
+        "comps/comps_wugs": [
+            {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
+        ],
+        "wug_adj_nominalization/w": [{"sentences": f"{s[i]}\t{s[i + 1]}", "ratio": i % 7 / 7} for i in range(40)],
+        "wug_past_tense/w": [{"sentences": "\t".join(s[i : i + 3]), "ratio": i % 5 / 5} for i in range(20)],
+    }  # fmt: skip
+    for name, records in lines.items():
+        file = folder / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("\n".join(json.dumps(record) for record in records) + "\n")
+    rng = np.random.default_rng(0)
+    names = ["item", "word", "prev_item", "prev_word", *evaluate.CONTROLS, "prev_length", *evaluate.EYE_TRACKING]
+    table = [[*names, evaluate.SELF_PACED]]
+    for sentence in s[:30]:
+        words = sentence.split()
+        for i in range(1, len(words)):
+            before = [" ".join(words[: i - 1]), words[i - 1]] if i > 1 else ["", ""]
+            table.append([" ".join(words[:i]), words[i], *before, *rng.uniform(1, 9, size=9).round(3)])
+    table[5][4] = ""  # a word without a frequency
+    table[9][0] = ""  # a missing context
+    (folder / "reading").mkdir()
+    (folder / "reading" / "reading_data.csv").write_text("\n".join(",".join(map(str, row)) for row in table) + "\n")
+    return folder
+
+
+def results(run: Path, task: str) -> dict:
+    return json.loads((run / f"eval-{task}.json").read_text())
+
+
+def test_every_task_agrees_with_the_official_rule(run_folder, files, tmp_path):
+    """The rule written out in tests/official.py: transformers' model and tokenizer, one sentence at a time."""
+    official = pytest.importorskip("tests.official", reason="needs transformers and scipy")
+    model, tokenizer = official.load_export(run_folder, tmp_path / "model")
+    for task in evaluate.TASKS:
+        if task != "toy":
+            r = official.check(run_folder, files, task, model, tokenizer, items=10**9)
+            assert r["agreement"] == 100 and r["difference"] < 0.1, (task, r)
+
+
+def test_all_tasks_that_are_there_are_scored_and_written(run_folder, files, capsys):
+    evaluate_main(run_folder, "--task=all", f"--data={files}", "--untrained=2", "--reference")
+    out = capsys.readouterr().out
+    names = [row["name"] for task in evaluate.TASKS if task != "toy" for row in results(run_folder, task)["scores"]]
+    assert len(names) == 9 and all(f"\n{name} " in out for name in names)
+    assert f"mean over the zero-shot tasks {', '.join(names)}: " in out and "GPT-BERT" in out
+    assert "ewok" in names and not out.startswith("not in")
+    for task in evaluate.TASKS:
+        if task != "toy":
+            records = [json.loads(line) for line in (run_folder / f"eval-{task}.jsonl").read_text().splitlines()]
+            row = results(run_folder, task)["scores"][0]
+            assert row["low"] <= row["score"] <= row["high"] and len(row["untrained"]) == 2
+            assert len(records) >= row["items"] and all(len(record["scores"]) >= 1 for record in records)
+
+
+def test_what_is_missing_is_named(run_folder, files, tmp_path, capsys):
+    (tmp_path / "wug_past_tense").symlink_to(files / "wug_past_tense")
+    evaluate_main(run_folder, "--task=all", f"--data={tmp_path}")
+    out = capsys.readouterr().out
+    assert out.startswith(
+        f"not in {tmp_path}: blimp, blimp_supplement, ewok, entity_tracking, comps, wug_adj, reading\n"
+    )
+    assert "wug_past" in out.splitlines()[3]
+
+
+def test_untrained_models_are_those_of_seeds_and_are_scored_once(run_folder, files, monkeypatch):
+    evaluate_main(run_folder, "--task=blimp", f"--data={files}", "--untrained=2")
+    cached = results(run_folder, "blimp")["scores"][0]["untrained"]
+    model, tokenizer, config = evaluate.load_run(run_folder, torch.device("cpu"))
+    records, items, _ = evaluate.read("blimp", files, evaluate.Encoder(tokenizer))
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        fresh = Transformer(model.config).eval()
+        assert evaluate.score(fresh, "blimp", records, items, tokenizer.eot_token, 8)[0].score == cached[seed]
+    made = []
+    monkeypatch.setattr(evaluate, "Transformer", lambda config: made.append(config) or Transformer(config))
+    evaluate_main(run_folder, "--task=blimp", f"--data={files}", "--untrained=3")
+    assert len(made) == 2  # the run's own, and the third untrained one
+    assert results(run_folder, "blimp")["scores"][0]["untrained"][:2] == cached
+    assert (Path(config["corpus"]["folder"]) / "untrained.json").exists()
+
+
+def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, files, tmp_path, capsys):
+    other = shutil.copytree(run_folder, tmp_path / "other")
+    for file in other.glob("eval-*"):
+        file.unlink()
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_main(run_folder, "--task=blimp", f"--data={files}", f"--compare={other}")
+    assert stopped.value.code == 2 and "score it first" in capsys.readouterr().err
+    evaluate_main(other, "--task", "blimp", "reading", f"--data={files}")
+    lines = (other / "eval-blimp.jsonl").read_text().splitlines()
+    changed = [json.loads(line) for line in lines]
+    for record in changed[:5]:
+        record["scores"].reverse()
+    (other / "eval-blimp.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
+    evaluate_main(run_folder, "--task", "blimp", "reading", f"--data={files}", f"--compare={other}")
+    compared = results(run_folder, "blimp")["scores"][0]["compared"]
+    row = evaluate.accuracy("blimp", changed)[0]
+    assert compared["flipped"] == 5 and compared["score"] == pytest.approx(row.score)
+    assert compared["low"] <= compared["difference"] <= compared["high"] and compared["low"] < compared["high"]
+    same = results(run_folder, "reading")["scores"][0]["compared"]
+    assert same["difference"] == same["low"] == same["high"] == 0 and same["flipped"] is None
+    assert f"against {other}" in capsys.readouterr().out
+    (other / "eval-blimp.jsonl").write_text("".join(line + "\n" for line in lines)[:-9])
+    (files / "blimp_filtered" / "b.jsonl").write_text((files / "blimp_filtered" / "a.jsonl").read_text())
+    with pytest.raises(SystemExit):
+        evaluate_main(run_folder, "--task=blimp", f"--data={files}", f"--compare={other}")
+    (files / "blimp_filtered" / "b.jsonl").unlink()
+    assert "scored on other files" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate_main(run_folder, "--task=blimp", f"--data={files}", f"--compare={other}")
+    assert "are damaged" in capsys.readouterr().err
+
+
+def test_the_bootstrap_covers_what_a_binomial_says():
+    rng = np.random.default_rng(3)
+    records = [{"group": "g", "scores": [float(right), 0.5]} for right in rng.random(400) < 0.6]
+    row = evaluate.accuracy("blimp", records)[0]
+    low, high = evaluate.interval([row.statistic(drawn) for drawn in evaluate.draws(row.strata)])
+    sigma = 100 * (0.6 * 0.4 / 400) ** 0.5
+    assert 3.5 * sigma < high - low < 4.5 * sigma and low < row.score < high
+
+
+def test_a_scorer_without_word_order_gets_one_half_on_permutations(shared):
+    """Sums of log-probabilities of lower-case words: the pairs of 13 of BLiMP's paradigms are permutations."""
+    halves = 0
+    for file in sorted((shared / "eval" / "blimp").glob("*.jsonl")):
+        pairs = [json.loads(line) for line in file.read_text().splitlines()]
+        words = [[re.findall("[a-z']+", pair[s].lower()) for s in ("sentence_good", "sentence_bad")] for pair in pairs]
+        counts = Counter(word for good, bad in words for word in good + bad)
+        log_p = {word: math.log(count) for word, count in counts.items()}
+        scores = [[math.fsum(log_p[word] for word in side) for side in pair] for pair in words]
+        row = evaluate.accuracy("blimp", [{"group": file.stem, "scores": pair} for pair in scores])[0]
+        if all(sorted(good) == sorted(bad) for good, bad in words):
+            halves += 1
+            assert row.score == 50 and row.ties == len(pairs)
+    assert halves == 13
+
+
+def test_real_files_are_read_in_whole(shared, run_folder):
+    encode = evaluate.Encoder(data.load_tokenizer(run_folder / "tokenizer.json"))
+    items = {"blimp": 67_000, "blimp_supplement": 5_218, "wug_adj": 200, "wug_past": 50, "reading": 1_726}
+    for task, count in items.items():
+        records, candidates, _ = evaluate.read(task, shared / "eval", encode)
+        assert len(records) == len(candidates) == count
 
 
 def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
     """evaluate.py tokenises the pairs again, train.py takes them tokenised from the prepared folder: same numbers."""
     out = tmp_path / "run"
-    flags = [
-        f"--cache={cache}",
-        "--device=cpu",
-        "--n-layer=1",
-        "--n-embd=16",
-        "--n-head=2",
-        "--n-kv-head=1",
-        "--n-mlp=24",
-    ]
+    flags = [f"--cache={cache}", "--device=cpu", "--n-layer=1", "--n-embd=16", "--n-head=2", "--n-kv-head=1",
+             "--n-mlp=24"]  # fmt: skip
     assert train.main(train.get_args([*flags, "--max-updates=2", "--eval-every=2", f"--out={out}"])) == 0
     logged = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     evaluate_main(out)
-    result = json.loads((out / "eval-toy.json").read_text())
-    assert result["mean"] == pytest.approx(logged["toy"]) and len(result["paradigms"]) >= 12
-    assert {uid: p["accuracy"] for uid, p in result["paradigms"].items()} == pytest.approx(logged["pairs"])
+    row = results(out, "toy")["scores"][0]
+    assert row["score"] == pytest.approx(logged["toy"]) and len(row["groups"]) >= 12
+    assert {uid: group["accuracy"] for uid, group in row["groups"].items()} == pytest.approx(logged["pairs"])
+    assert "accuracy   items   ties" in capsys.readouterr().out
 
 
-def test_real_blimp_is_read_in_whole(shared):
-    paradigms = evaluate.read_pairs(shared / "eval" / "blimp")
-    assert len(paradigms) == 67 and {len(pairs) for pairs in paradigms.values()} == {1000}
+PAIR = '{"sentence_good": "a", "sentence_bad": "b"}'
+ITEM = '{"input_prefix": "a", "numops": 0, "options": '
+WORDS = "item,word,prev_item,prev_word,Subtlex_log10,length,context_length,prev_length,RTfirstfix,RTfirstpass,RTgopast,"
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("task", "content", "wanted"),
     [
-        ('{"sentence_good": "a", "sentence_bad": "b"}\n{"sentence_good": "a"}\n', "line 2: not a JSON object with"),
+        ("blimp", PAIR + '\n{"sentence_good": "a"}\n', "x.jsonl, line 2: no 'sentence_bad' there"),
+        ("blimp", PAIR + '\n{"sentence_good": "a", "sente', "x.jsonl, line 2: not a whole JSON object"),
         (
-            '{"sentence_good": "a", "sentence_bad": "b"}\n{"sentence_good": "a", "sente',
-            "line 2: not a JSON object with",
+            "blimp",
+            PAIR + '\n{"sentence_good": "a", "sentence_bad": 3}',
+            "line 2: no 'sentence_bad' there, or not a str",
         ),
-        ('{"sentence_good": "a", "sentence_bad": 3}\n', "line 1: not a JSON object with"),
-        ("", "empty"),
-        (None, "no *.jsonl file there"),
+        ("blimp", PAIR + "\n\n" + PAIR, "line 2: not a whole JSON object"),
+        ("blimp", "[1]", "line 1: no 'sentence_good' there"),
+        ("blimp", "", "empty"),
+        ("blimp", None, "no *.jsonl in it or in its folder blimp"),
+        ("blimp_supplement", b'{"sentence_good": "\xff"}', "line 1: 'utf-8' codec can't decode"),
+        ("ewok", '{"Domain": "d", "Context1": "a", "Target1": "b"}', "line 1: no 'Target2' there"),
+        ("comps", '{"prefix_acceptable": "a", "prefix_unacceptable": "b"}', "line 1: no 'property_phrase' there"),
+        ("entity_tracking", ITEM + '["b"]}', "line 1: 'options' must be two or more strings"),
+        ("entity_tracking", ITEM + '["b", 2]}', "line 1: 'options' must be two or more strings"),
+        ("wug_adj", '{"sentences": "a", "ratio": 1}', "line 1: 'sentences' must be two or more"),
+        ("wug_past", '{"sentences": "a\\tb", "ratio": "1"}', "line 1: no 'ratio' there, or not"),
+        ("reading", None, "no reading_data.csv in it or in its folder reading"),
+        ("reading", WORDS + "\n", "empty"),
+        ("reading", "item,word\na,b\n", "line 2: no 'prev_item' there"),
+        (
+            "reading",
+            WORDS + "RTrightbound,self_paced_reading_time\na,b,,,1,1,x,1,1,1,1,1,1\n",
+            "line 2: could not convert",
+        ),
+        ("reading", WORDS + "RTrightbound,self_paced_reading_time\na,b,,,1\n", "line 2: fewer fields"),
     ],
 )
-def test_bad_files_are_named_with_their_line(run_folder, tmp_path, capsys, content, wanted):
+def test_bad_files_are_named_with_their_line(run_folder, tmp_path, capsys, task, content, wanted):
     if content is not None:
-        (tmp_path / "x.jsonl").write_text(content)
+        file = tmp_path / ("reading_data.csv" if task == "reading" else "x.jsonl")
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SystemExit) as stopped:
-        evaluate_main(run_folder, "--task=blimp", f"--data={tmp_path}")
+        evaluate_main(run_folder, f"--task={task}", f"--data={tmp_path}")
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and err.count("\n") == 1 and wanted in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (["out/x", "--task=blmip"], "'blmip': must be some of toy, blimp,"),
+        (["out/x", "--task", "toy", "blimp"], "blimp needs --data=FOLDER"),
+        (["out/x", "--untrained=-1"], "--untrained: -1: must be at least 0"),
+        (["out/x", "--batch-size=0"], "--batch-size: 0: must be at least 1"),
+        (["--task=toy"], "no run; give the folder of one"),
+    ],
+)
+def test_wrong_flags_of_evaluate_are_one_line(capsys, argv, wanted):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.get_args(argv)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.count("\n") == 1 and wanted in err
+
+
+def test_a_folder_without_any_task_is_refused(run_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_main(run_folder, "--task=all", f"--data={tmp_path}")
+    assert stopped.value.code == 2 and "no folder of any task there" in capsys.readouterr().err
 
 
 def test_folders_that_are_no_whole_run_are_refused(run_folder, tmp_path, capsys):

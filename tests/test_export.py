@@ -53,8 +53,8 @@ def run_folder(cache, tmp_path_factory):
     """A run of a few updates on the built-in corpus, with averaged weights and a score of evaluate.py."""
     out = make_run(cache, tmp_path_factory.mktemp("runs") / "run", "--max-updates=12", "--eval-every=4",
                    "--average-last=2")  # fmt: skip
-    result = {"run": str(out), "task": "blimp", "weights": "average", "mean": 61.25, "paradigms": {"a": {}, "b": {}}}
-    (out / "eval-blimp.json").write_text(json.dumps(result))
+    row = {"name": "blimp", "score": 61.25, "items": 67000, "low": 60.5, "high": 62.0}
+    (out / "eval-blimp.json").write_text(json.dumps({"task": "blimp", "weights": "average", "scores": [row]}))
     return out
 
 
@@ -181,7 +181,7 @@ def test_the_model_card_names_flags_sizes_and_scores(run_folder, exported):
     last = [record for record in records if "val_loss" in record][-1]
     assert f"| validation loss, nats per token | {last['val_loss']:.3f} | last | update 12 |" in card
     assert f"| minimal pairs while training, % | {last['toy']:.1f} | last | update 12," in card
-    assert "| blimp, % | 61.2 | average | mean of 2 paradigms |" in card
+    assert "| blimp | 61.2 | average | 67,000 items, 95 % interval 60.5 to 62.0 |" in card
     assert "| n_embd | 16 |" in card and "those of the last update" in card
     flags = card.split("python train.py ")[1].replace("\\\n", "").split()
     again, saved = vars(train.get_args(flags)), json.loads((run_folder / "config.json").read_text())["flags"]

@@ -159,8 +159,9 @@ def scores(run: Path) -> list[tuple[str, str, str, str]]:
     for file in sorted(run.glob("eval-*.json")):
         try:
             result = json.loads(file.read_text())
-            task, mean, weights = result["task"], result["mean"], result["weights"]
-            rows.append((f"{task}, %", f"{mean:.1f}", weights, f"mean of {len(result['paradigms'])} paradigms"))
+            for row in result["scores"]:
+                remark = f"{row['items']:,} items, 95 % interval {row['low']:.1f} to {row['high']:.1f}"
+                rows.append((row["name"], f"{row['score']:.1f}", result["weights"], remark))
         except (ValueError, KeyError, TypeError):
             raise ValueError(
                 f"{file}: damaged, not a result of evaluate.py; score the run again or delete it"
