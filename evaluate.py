@@ -487,7 +487,10 @@ def score(model: Transformer, task: str, records: list[dict], items: list, eot: 
 
 def untrained(n: int, cache: Path, task: str, digest: str, config: Config, score_it: Callable) -> list[dict]:
     """The scores, by row, of models with the weights of seeds 0 .. n-1; each is worked out once and kept in `cache`."""
-    known = json.loads(cache.read_text()) if cache.exists() else {}
+    try:
+        known = json.loads(cache.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # a damaged one is made anew
+        known = {}
     sizes = "-".join(str(size) for size in vars(config).values())
     names = [f"{task} {digest} {sizes} seed {seed}" for seed in range(n)]
     for seed, name in enumerate(names):
