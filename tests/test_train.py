@@ -208,6 +208,15 @@ def test_average_is_the_mean_of_the_last_evaluations_weights(flags, tmp_path):
     assert kept == [6, 8, 10, 12]  # 6 and 8 for the checkpoint before the last, at update 8
 
 
+def test_a_run_killed_just_before_its_average_was_written_gets_it_when_resumed(flags, tmp_path):
+    out = tmp_path / "run"
+    run(flags, out, "--mode=random", "--eval-every=2", "--average-last=2", "--max-updates=6")
+    average = (out / "average.pt").read_bytes()
+    (out / "average.pt").unlink()
+    run([], out, "--resume")
+    assert (out / "average.pt").read_bytes() == average
+
+
 def test_learning_rate_schedules():
     factors = [train.lr_factor(update, 100, 10, "constant") for update in (0, 4, 9, 10, 99)]
     assert factors == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
