@@ -91,13 +91,14 @@ def pull_back(W: list[Tensor], anchor: list[Tensor], C: float, p: int, prox: boo
 
 
 @torch.no_grad()
-def clip_and_scale(gradients: list[Tensor], max_norm: float, alpha: float) -> None:
+def clip_and_scale(gradients: list[Tensor], max_norm: float, alpha: float) -> Tensor:
     """From the gradient of L to that of alpha' L, in place: clip to `max_norm`, then multiply by alpha'.
 
-    In this order, because clipping last would undo alpha.
+    In this order, because clipping last would undo alpha. Returns the norm of the gradient of L, before both.
     """
     norm = torch.nn.utils.get_total_norm(gradients)
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0) * alpha)
+    return norm
 
 
 @torch.no_grad()

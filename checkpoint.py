@@ -2,14 +2,23 @@
 
 A file is written beside its place, flushed to disk, and renamed over the old one: whatever happens in between, one of
 the two is whole. The last two checkpoints are kept. Every file ends with a digest of its content, which is checked
-before it is read, and reading never runs code from it (torch.load with weights_only).
+before it is read, and reading never runs code from it (torch.load with weights_only). A lock keeps a second process out
+of a run's folder.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two processes apart there
+    fcntl = None
 
 import torch
 
@@ -18,11 +27,32 @@ PREVIOUS = "checkpoint-previous.pt"
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 AVERAGE = "average.pt"
+LOCK = "lock"
 MARK, DIGEST_SIZE = b"blake2b:", 16  # at the end of every file, the digest after the mark
 
 
 class CheckpointError(ValueError):
     """A run folder or checkpoint that cannot be used; its message is one line."""
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone. Raises CheckpointError if another process holds it.
+
+    The system lets go of the lock when its process ends, however it ends; the empty file stays, and says nothing.
+    """
+    with open(folder / LOCK, "ab") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{folder}: another process is at work on this run; wait for it or stop it, or give another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
+                raise
+        yield
 
 
 def save(file: Path, state: dict, previous: Path | None = None) -> None:
@@ -31,23 +61,41 @@ def save(file: Path, state: dict, previous: Path | None = None) -> None:
     The file is one that torch.load reads, with a digest of its content at the end: torch itself does not notice a
     flipped bit in a weight. Raises OSError (a full disk, say), the old file then still whole.
     """
-    beside = file.with_name(file.name + ".part")
-    try:
-        with open(beside, "w+b") as f:
-            torch.save(state, f)
-            digest = _digest(f, f.seek(0, os.SEEK_END))
-            f.write(MARK + digest)
-            f.flush()
-            os.fsync(f.fileno())
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+    with _written(file) as f:
+        _save_tensors(state, f)
+        digest = _digest(f, f.seek(0, os.SEEK_END))
+        f.write(MARK + digest)
     if previous is not None and file.exists():
-        link = previous.with_name(previous.name + ".part")
+        link = _part(previous)
         link.unlink(missing_ok=True)
         os.link(file, link)  # so that at no moment there is no checkpoint
         os.replace(link, previous)
-    os.replace(beside, file)
+    os.replace(_part(file), file)
+
+
+def _part(file: Path) -> Path:
+    return file.with_name(file.name + ".part")
+
+
+@contextlib.contextmanager
+def _written(file: Path) -> Iterator[BinaryIO]:
+    """Write beside `file`; in the end it is on the disk, to be renamed. After an OSError nothing is left of it."""
+    try:
+        with open(_part(file), "w+b") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as error:
+        _part(file).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(file)) from None
+
+
+def _save_tensors(state: dict, f: BinaryIO) -> None:
+    """torch.save, which hides a full disk behind a RuntimeError; this raises the OSError."""
+    try:
+        torch.save(state, f)
+    except RuntimeError as error:
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load(file: Path) -> dict:
@@ -61,7 +109,12 @@ def load(file: Path) -> dict:
             raise CheckpointError(
                 f"{file}: damaged or not a checkpoint of this program; take a copy of it, if there is one"
             )
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # the digest is right, but anybody can make one; torch refuses code in a dozen ways
+        raise CheckpointError(
+            f"{file}: not a checkpoint of this program, or one that would run code: refused"
+        ) from None
 
 
 def _digest(f: BinaryIO, length: int) -> bytes:
@@ -88,37 +141,61 @@ def fill(module: torch.nn.Module, state: dict, file: Path) -> None:
 
 
 def write_config(folder: Path, config: dict) -> None:
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    with _written(folder / CONFIG) as f:
+        f.write((json.dumps(config, indent=1) + "\n").encode())
+    os.replace(_part(folder / CONFIG), folder / CONFIG)
 
 
 def read_config(folder: Path) -> dict:
     """The config.json of a run. Raises CheckpointError if there is none or it is damaged."""
     try:
-        return json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{folder}: no run there (no {CONFIG}); give a folder that train.py wrote") from None
     except ValueError:
         raise CheckpointError(f"{folder / CONFIG}: damaged, not JSON") from None
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("flags", "model")):
+        raise CheckpointError(f"{folder / CONFIG}: damaged, without the flags and the model of a run")
+    return config
+
+
+def flush_metrics(folder: Path) -> None:
+    """Put metrics.jsonl on the disk: no checkpoint is to survive a power cut that the record up to it does not."""
+    with open(folder / METRICS, "ab") as f:
+        os.fsync(f.fileno())
 
 
 def cut_metrics(folder: Path, update: int) -> None:
-    """Drop what metrics.jsonl holds beyond `update`, a half-written last line too, so that no update stands twice."""
-    file = folder / METRICS
-    kept = []
-    for line in file.read_text().splitlines() if file.exists() else []:
+    """Drop what metrics.jsonl holds beyond `update`, a half-written last line too, so that no update stands twice.
+
+    Raises CheckpointError if the file is missing, ends before `update`, or is damaged elsewhere than at its end.
+    """
+    file, kept, reached = folder / METRICS, [], 0
+    remedy = "put it back, or make it an empty file to go on without the record so far"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; {remedy}")
+    lines = file.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
-            if json.loads(line)["update"] <= update:
-                kept.append(line + "\n")
-        except ValueError:
-            continue
-    beside = file.with_name(METRICS + ".part")
-    beside.write_text("".join(kept))
-    os.replace(beside, file)
+            at = int(json.loads(line)["update"])
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise CheckpointError(f"{file}: line {number} is damaged; mend it or delete that line") from None
+            break
+        if at > update:
+            break
+        reached = at
+        kept.append(line.rstrip(b"\r\n") + b"\n")
+    if lines and reached < update:
+        raise CheckpointError(f"{file}: ends at update {reached}, before the checkpoint's {update}; {remedy}")
+    with _written(file) as f:
+        f.writelines(kept)
+    os.replace(_part(file), file)
 
 
 def save_weights(folder: Path, update: int, state: dict) -> None:
     """Keep the weights of one evaluation, for their average."""
-    save(folder / f"weights-{update}.pt", state)
+    save(folder / f"weights-{update}.pt", {"model": state})
 
 
 def drop_weights(folder: Path, last: int, upto: int) -> None:
@@ -128,16 +205,20 @@ def drop_weights(folder: Path, last: int, upto: int) -> None:
         file.unlink()
 
 
-def drop_weights_after(folder: Path, update: int) -> None:
-    """Delete the weights of evaluations after an update, which a run that goes on from there makes again."""
-    for later, file in _weights(folder):
-        if later > update:
+def drop_weights_after(folder: Path, update: int, every: int) -> None:
+    """For a run that goes on from an update: delete the weights of evaluations that it makes again.
+
+    And of those it would not have made: where the run had ended between two of the evaluations that come `every` so
+    many updates.
+    """
+    for at, file in _weights(folder):
+        if at > update or at % every:
             file.unlink()
 
 
 def average_weights(folder: Path, last: int) -> dict:
     """The mean of the last few weights that were kept; written to average.pt too."""
-    states = [load(file) for _, file in _weights(folder)[-last:]]
+    states = [load(file)["model"] for _, file in _weights(folder)[-last:]]
     mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
     save(folder / AVERAGE, {"model": mean})
     return mean

@@ -26,7 +26,7 @@ DEFAULT_C = {1: 0.15, 2: 0.1}
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 
 # Flags which may differ when a run is resumed: none of them changes what is computed.
-RESUMABLE = {"resume", "overwrite", "out", "max_updates", "save_every", "device", "compile", "cache"}
+RESUMABLE = {"resume", "overwrite", "out", "max_updates", "max_bad_updates", "save_every", "device", "compile", "cache"}
 
 
 def number(kind: type, least: float, most: float = math.inf, above: bool = False):
@@ -109,7 +109,8 @@ def get_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
-    add("--epochs", type=count, default=10, help="the budget in every mode: epochs x batches updates (default: 10)")
+    add("--epochs", type=count, default=10, help="the budget in every mode: epochs x batches updates; --resume may "
+        "raise it if --lr-schedule=constant (default: 10)")
     add("--batch-size", type=count, help="sequences per update (default: tiny and small 32, 117m 64)")
     add("--grad-accum", type=count, default=1, help="parts that a batch is processed in, to save memory (default: 1)")
     add("--lr", type=positive, help="peak learning rate of AdamW (default: tiny 2e-3, small 1e-3, 117m 6e-4)")
@@ -131,6 +132,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling (default: 0)")
     add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view")
+    add("--max-bad-updates", type=count, default=10, help="an update with a loss or gradient that is not finite "
+        "changes nothing, but counts, as a repeat of its batch too; stop after so many in a row (default: 10)")
     add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")
     add("--save-every", type=count, default=200, help="updates between checkpoints (default: 200)")
     add("--norms-every", type=count, default=10, help="updates between two measurements of norms (default: 10)")
@@ -165,14 +168,21 @@ def resumed_args(parser: argparse.ArgumentParser, args: argparse.Namespace, argv
         saved = checkpoint.read_config(args.out)["flags"]
     except ValueError as error:
         parser.error(f"argument --resume: {error}")
-    saved["cache"] = Path(saved["cache"])
     parser.set_defaults(**{name: value for name, value in saved.items() if name not in ("resume", "overwrite", "out")})
     args = parser.parse_args(argv)
-    for name, value in saved.items():
-        if name not in RESUMABLE and getattr(args, name) != value:
-            flag = "--" + name.replace("_", "-")
-            parser.error(f"argument {flag}: the run was started with {value}; leave it out, or start a new run")
+    changed = {name for name, value in saved.items() if name not in RESUMABLE and getattr(args, name) != value}
+    if args.lr_schedule == "constant" and args.epochs > saved.get("epochs", args.epochs):
+        changed -= {"epochs"}  # the other schedules span the budget
+    if changed:
+        flags = ", ".join(spelt(name, saved[name]) for name in saved if name in changed)
+        parser.error(f"argument --resume: the run was started with {flags}; leave that as it was, or start a new run")
     return args
+
+
+def spelt(name: str, value: object) -> str:
+    """A flag as one would type it: --seed=0, --prox, "no --goal"."""
+    flag = "--" + name.replace("_", "-")
+    return f"no {flag}" if value is None or value is False else flag if value is True else f"{flag}={value}"
 
 
 ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, before the slow import of torch
@@ -187,7 +197,7 @@ import shutil  # noqa: E402
 import signal  # noqa: E402
 import statistics  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -222,6 +232,7 @@ class Run:
     seconds: float = 0.0  # spent on training alone
     visits: list[int] = dataclasses.field(default_factory=list)  # how many repeats each finished batch took
     unconverged: int = 0  # how many of these were stopped by --max-repeats
+    bad_updates: int = 0  # skipped updates in a row
     seen: set[int] = dataclasses.field(default_factory=set)  # batches met so far
 
     @property
@@ -234,7 +245,7 @@ class Run:
         return min(self.budget, self.args.max_updates or self.budget)
 
 
-PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged")
+PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged", "bad_updates")
 
 
 def start(args: argparse.Namespace) -> Run:
@@ -250,6 +261,8 @@ def start(args: argparse.Namespace) -> Run:
         args.C = DEFAULT_C[args.p] * (args.lr if args.p == 1 else 1.0)
     if args.batch_size % args.grad_accum:
         raise ValueError(f"--grad-accum={args.grad_accum}: must divide --batch-size={args.batch_size}")
+    if args.mode == "curriculum-repeat":
+        args.repeats = args.repeats or args.epochs
     folder = choose_folder(args)
     preset = PRESETS[args.preset]
     sizes = {name: getattr(args, name) or getattr(preset, name) for name in SIZES}
@@ -302,17 +315,23 @@ def choose_folder(args: argparse.Namespace) -> Path:
     return args.out
 
 
-def open_folder(run: Run) -> None:
-    """Write config.json and the tokenizer. A run that is replaced goes only now, when everything else is in order."""
+def make_folder(run: Run) -> None:
+    """Make the run folder if it is not there."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     while run.args.out is None:
         try:
-            run.folder.mkdir()
-            break
+            return run.folder.mkdir()
         except FileExistsError:  # another run took the number while the text was prepared
             run.folder = choose_folder(run.args)
     run.folder.mkdir(exist_ok=True)
-    for pattern in ("checkpoint*.pt", checkpoint.METRICS, checkpoint.AVERAGE, "weights-*.pt", "eval-*.json"):
+
+
+def open_folder(run: Run) -> None:
+    """Write config.json and the tokenizer. A run that is replaced goes only now, when everything else is in order."""
+    if run.args.out:
+        choose_folder(run.args)  # once more: another process may have made a run there while the text was prepared
+    for pattern in (checkpoint.CONFIG, "checkpoint*.pt", checkpoint.METRICS, checkpoint.AVERAGE, "weights-*.pt",
+                    "eval-*.json", "*.part"):  # fmt: skip
         for file in run.folder.glob(pattern):
             file.unlink()
     config = {
@@ -327,6 +346,32 @@ def open_folder(run: Run) -> None:
     checkpoint.write_config(run.folder, config)
 
 
+def identity(run: Run) -> dict:
+    """What a checkpoint has in common with its run and no other: the flags that change the result, and the text."""
+    free = RESUMABLE | ({"epochs"} if run.args.lr_schedule == "constant" else set())
+    flags = {name: value for name, value in vars(run.args).items() if name not in free}
+    return {"flags": flags, "text": run.corpus.meta["files"]}
+
+
+def check_identity(run: Run, file: Path, saved: dict | None) -> None:
+    """Raises CheckpointError, naming the flags that differ, if what `file` holds as its identity is not the run's."""
+    own = identity(run)
+    if saved is None:
+        raise checkpoint.CheckpointError(f"{file}: not a checkpoint to go on from, or one of an older version")
+    names = sorted(name for name in own["flags"] | saved["flags"] if own["flags"].get(name) != saved["flags"].get(name))
+    if names:
+        flags = ", ".join(spelt(name, saved["flags"].get(name)) for name in names)
+        raise checkpoint.CheckpointError(
+            f"{file}: of another run, by {checkpoint.CONFIG}: it has {flags}; put back its own"
+        )
+    if own["text"] != saved["text"]:
+        raise checkpoint.CheckpointError(f"--data={run.args.data}: not the text that {run.folder} was trained on")
+    tokenizer = run.folder / "tokenizer.json"
+    if not tokenizer.is_file() or data.file_digest(tokenizer) != own["text"]["tokenizer.json"]["blake2b"]:
+        right = run.corpus.folder / "tokenizer.json"
+        raise checkpoint.CheckpointError(f"{tokenizer}: missing or not this run's tokenizer, which is also at {right}")
+
+
 def save(run: Run) -> None:
     """A checkpoint from which the run goes on to the same weights, from the middle of a batch's repeats too."""
     state = {
@@ -337,15 +382,16 @@ def save(run: Run) -> None:
         "stream": [run.stream.epoch, run.stream.position],
         "progress": {name: getattr(run, name) for name in PROGRESS},
         "seen": sorted(run.seen),
-        "text": run.corpus.meta["files"]["tokens.bin"]["blake2b"],
+        "run": identity(run),
     }
+    checkpoint.flush_metrics(run.folder)
     checkpoint.save(run.folder / checkpoint.NAME, state, previous=run.folder / checkpoint.PREVIOUS)
     checkpoint.drop_weights(run.folder, run.args.average_last, upto=run.saved)  # what --resume=previous does not need
     run.saved = run.update
 
 
 def restore(run: Run) -> None:
-    """Put the run where its checkpoint stands. Raises CheckpointError if it is of another text or of other sizes."""
+    """Put the run where its checkpoint stands. Raises CheckpointError if it is damaged or of another run."""
     last, previous = run.folder / checkpoint.NAME, run.folder / checkpoint.PREVIOUS
     file = previous if run.args.resume == "previous" else last
     try:
@@ -353,9 +399,8 @@ def restore(run: Run) -> None:
     except checkpoint.CheckpointError as error:
         other = "; --resume=previous goes on from the one before it" if file == last and previous.exists() else ""
         raise checkpoint.CheckpointError(f"{error}{other}") from None
+    check_identity(run, file, state.get("run"))
     checkpoint.fill(run.model, state["model"], file)
-    if state["text"] != run.corpus.meta["files"]["tokens.bin"]["blake2b"]:
-        raise checkpoint.CheckpointError(f"--data={run.args.data}: not the text that {run.folder} was trained on")
     run.optimizer.load_state_dict(state["optimizer"])
     for anchor, saved in zip(run.anchor, state["anchor"], strict=False):
         anchor.copy_(saved)
@@ -364,10 +409,15 @@ def restore(run: Run) -> None:
     run.seen = set(state["seen"])
     for name in PROGRESS:
         setattr(run, name, state["progress"][name])
-    file.replace(last)  # only now, when all is well, does the one before take the place of the last
     checkpoint.cut_metrics(run.folder, run.update)
-    checkpoint.drop_weights_after(run.folder, run.update)
+    file.replace(last)  # only now, when all is well, does the one before take the place of the last
     run.saved = run.update
+    if run.update < run.last_update:
+        checkpoint.drop_weights_after(run.folder, run.update, run.args.eval_every)
+        (run.folder / checkpoint.AVERAGE).unlink(missing_ok=True)
+        config = checkpoint.read_config(run.folder)
+        config["flags"]["epochs"] = run.args.epochs  # it may have been raised
+        checkpoint.write_config(run.folder, config)
 
 
 # --- Evaluation and report --------------------------------------------------------------------------------------------
@@ -381,9 +431,20 @@ class Journal:
     """What a run tells while it goes on: metrics.jsonl, a progress bar, and a line per evaluation."""
 
     def __init__(self, run: Run):
-        self.run = run
-        self.metrics = open(run.folder / checkpoint.METRICS, "a", buffering=1)  # noqa: SIM115
+        self.run, self.file = run, run.folder / checkpoint.METRICS
+        self.metrics = open(self.file, "ab", buffering=0)  # noqa: SIM115
         self.bar = tqdm(total=run.last_update, initial=run.update, unit="update", dynamic_ncols=True, mininterval=0.5)
+
+    def record(self, **record) -> None:
+        """One line of metrics.jsonl; NaN and the infinities, which JSON does not know, as null."""
+        finite = {name: None if value in (math.inf, -math.inf) or value != value else value  # NaN differs from itself
+                  for name, value in record.items()}  # fmt: skip
+        line = json.dumps(finite).encode() + b"\n"
+        try:
+            while line:
+                line = line[self.metrics.write(line) :]  # a disk that fills up takes a part of it
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from None
 
     def update(self, seconds: float, loss: float, alpha: float | None, **more) -> None:
         """One update: how long it took, and its numbers."""
@@ -391,8 +452,7 @@ class Journal:
         run.seconds += seconds
         tokens = run.update * run.args.batch_size * run.args.block_size
         where = {"epoch": run.stream.epoch + 1, "batch": run.stream.batch, "repeat": run.repeat}
-        record = {"update": run.update, **where, "loss": loss, "alpha": alpha, **more, "tokens": tokens}
-        self.metrics.write(json.dumps(record) + "\n")
+        self.record(update=run.update, **where, loss=loss, alpha=alpha, **more, tokens=tokens)
         shown_alpha = "" if alpha is None else f"alpha {alpha:.2f}, repeat {run.repeat}, "
         shown = f"loss {loss:.3f}, {shown_alpha}{tokens / run.seconds:,.0f} tokens/s"
         self.bar.set_postfix_str(shown, refresh=False)
@@ -402,8 +462,7 @@ class Journal:
         """Score the model, and keep its weights for --average-last."""
         run, scores = self.run, assess(self.run)
         pairs = {uid: score["accuracy"] for uid, score in scores.pairs.items()} if scores.pairs else None
-        record = {"update": run.update, "val_loss": scores.val_loss, "toy": scores.toy, "pairs": pairs}
-        self.metrics.write(json.dumps(record) + "\n")
+        self.record(update=run.update, val_loss=scores.val_loss, toy=scores.toy, pairs=pairs)
         batches = f", {len(run.seen)} of {run.stream.n_batches} batches seen"
         self.bar.write(f"update {run.update:5}: {scores}{batches}")
         if run.args.average_last and run.update:
@@ -435,22 +494,22 @@ def report(run: Run, scores: evaluate.Scores) -> None:
     rows += [("training time", f"{run.seconds:.0f} s for {run.update} updates")]
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows))
-    if 2 * run.unconverged > len(run.visits):
+    if 2 * run.unconverged > len(run.visits) and (better := suggested_goal(run)):
         print(f"\nover half of the batches did not converge: --goal={args.goal:g} is too low here; a little above what "
-              f"--mode=random reaches is good, and by this run's losses try --goal={suggested_goal(run)}")  # fmt: skip
+              f"--mode=random reaches is good, and by this run's losses try --goal={better}")  # fmt: skip
 
 
-def suggested_goal(run: Run) -> float:
-    """The goal with which half of the batches would have converged, nats per token.
+def suggested_goal(run: Run) -> float | None:
+    """The goal with which half of the batches would have converged, nats per token; None without recorded losses.
 
     With threshold 1 a batch converges when the mean of L over its repeats is down to the goal: the median of that mean.
     """
     losses = {}
     for line in (run.folder / checkpoint.METRICS).read_text().splitlines():
         record = json.loads(line)
-        if "loss" in record:
+        if record.get("loss") is not None:
             losses.setdefault((record["epoch"], record["batch"]), []).append(record["loss"])
-    return math.ceil(10 * statistics.median(map(statistics.fmean, losses.values()))) / 10
+    return math.ceil(10 * statistics.median(map(statistics.fmean, losses.values()))) / 10 if losses else None
 
 
 # --- The loop ---------------------------------------------------------------------------------------------------------
@@ -495,6 +554,17 @@ class Watch:
         return moved
 
 
+def guard(optimizer: torch.optim.Optimizer, L: float, norm: torch.Tensor) -> Callable[[], bool]:
+    """Have the next optimizer.step() change nothing if L or the norm of the gradient is not finite. Was it applied?
+
+    The fused AdamW looks at `found_inf` on the device: a GPU need not wait for the host, which learns of it while the
+    step runs.
+    """
+    finite = (norm + L).isfinite()
+    optimizer.found_inf = 1.0 - finite.float()
+    return bcp.copy_to_host(finite)
+
+
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """A list that the signals asking a run to end are put into, so that it can save first."""
@@ -508,10 +578,11 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def train(run: Run, signals: list[int]) -> evaluate.Scores | None:
+def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | None:
     """Train until the budget is spent, or until a signal arrives. Returns the last scores, or None after a signal.
 
     The regimes differ by which batch comes next (run.stream, made in `start`) and by when a batch is done (step 4).
+    Raises FloatingPointError after --max-bad-updates in a row.
     """
     args, stream, alpha, optimizer, W = run.args, run.stream, run.alpha, run.optimizer, list(run.model.parameters())
     is_bcp = args.mode == "bcp"
@@ -519,7 +590,7 @@ def train(run: Run, signals: list[int]) -> evaluate.Scores | None:
     compiled = args.compile if args.compile is not None else run.device.type == "cuda"
     forward = torch.compile(run.model) if compiled else run.model
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    journal, scores, x, y = Journal(run), None, None, None
+    scores, x, y = None, None, None
     if run.update == 0:
         journal.evaluation()
 
@@ -537,24 +608,31 @@ def train(run: Run, signals: list[int]) -> evaluate.Scores | None:
 
         # Step 1: the loss of W on the batch.
         L = loss_and_gradient(forward, x, y, args.grad_accum, autocast)
-        if not math.isfinite(L):
-            raise FloatingPointError(f"the loss is {L} at update {run.update + 1}; try a lower --lr")
 
         # Step 2: alpha' = alpha + eta (L - L_goal), then W' = AdamW(alpha' L). Outside bcp alpha stays 1.
+        before = alpha.alpha, alpha.falls
         alpha_raw = alpha.update(L) if is_bcp else None
-        bcp.clip_and_scale([w.grad for w in W], args.clip, alpha.alpha)
+        norm = bcp.clip_and_scale([w.grad for w in W], args.clip, alpha.alpha)
         watch = Watch(W) if (run.update + 1) % args.norms_every == 0 else None
+        applied = guard(optimizer, L, norm)
         optimizer.step()
         optimizer.zero_grad()
-        norms = {"step_norm": watch and watch.moved(W), "pull_norm": None, "anchor_dist": None}
+        notes = {"step_norm": watch and watch.moved(W), "pull_norm": None, "anchor_dist": None}
 
         # Step 3: pull W' back toward the anchor W_{t,0}, the less the lower the learning rate.
-        if is_bcp:
+        if not applied():  # W and AdamW are as they were, and so is alpha
+            alpha_raw, (alpha.alpha, alpha.falls) = None, before
+            notes["skipped"] = f"loss {L}, norm of the gradient {norm.item()}"
+        elif is_bcp:
             bcp.pull_back(W, run.anchor, args.C * factor, args.p, args.prox)
-            norms |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)} if watch else {}
+            notes |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)} if watch else {}
 
         run.update, run.repeat = run.update + 1, run.repeat + 1
-        journal.update(time.perf_counter() - began, loss=L, alpha=alpha_raw, lr=args.lr * factor, **norms)
+        run.bad_updates = run.bad_updates + 1 if "skipped" in notes else 0
+        journal.update(time.perf_counter() - began, loss=L, alpha=alpha_raw, lr=args.lr * factor, **notes)
+        if run.bad_updates >= args.max_bad_updates:
+            raise FloatingPointError(f"{run.bad_updates} updates in a row were skipped, the last (update {run.update}, "
+                                     f"batch {stream.batch}) for its {notes['skipped']}; try a lower --lr")  # fmt: skip
 
         # Step 4: has the batch been learnt? Then the next one, else the same again.
         if alpha.done if is_bcp else run.repeat >= times:
@@ -563,7 +641,6 @@ def train(run: Run, signals: list[int]) -> evaluate.Scores | None:
             scores = journal.evaluation()
         if run.update % args.save_every == 0 or run.update == run.last_update:
             save(run)
-    journal.close()
     if not signals:
         return scores
     save(run)
@@ -580,39 +657,60 @@ def finish_batch(run: Run) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """The whole program; returns its exit status."""
-    try:
-        run = start(args)
-        resuming = args.resume and any(run.folder.glob("checkpoint*.pt"))
-        restore(run) if resuming else open_folder(run)
-    except ValueError as error:  # a wrong corpus, size, device or checkpoint; the message is one line
-        get_parser().error(str(error))
+    with contextlib.ExitStack() as held:
+        try:
+            run = start(args)
+            make_folder(run)
+            held.enter_context(checkpoint.lock(run.folder))
+            resuming = bool(args.resume and any(run.folder.glob("checkpoint*.pt")))
+            restore(run) if resuming else open_folder(run)
+        except ValueError as error:  # a wrong corpus, size, device or checkpoint; the message is one line
+            get_parser().error(str(error))
+        return go(run, resuming)
+
+
+def go(run: Run, resuming: bool) -> int:
+    """Train the run, or what is left of it; returns the program's exit status."""
+    args, corpus = run.args, run.corpus
     if run.update >= run.last_update:
         print(f"{run.folder} is finished after {run.update} updates; score it with: python evaluate.py {run.folder}")
+        if args.average_last and not (run.folder / checkpoint.AVERAGE).exists():  # it ended just before
+            average(run)
         return 0
-    corpus, sizes = run.corpus, f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
+    sizes = f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
     small = " (the default without a GPU)" if args.preset == "tiny" and run.device.type != "cuda" else ""
     print(f"run     {run.folder}" + (f", going on after update {run.update}" if resuming else ""))
     print(f"model   {args.preset}{small}: {count_parameters(run.model):,} parameters, {run.device}, {args.dtype}")
     print(f"text    {corpus.meta['corpus']}: vocabulary {corpus.vocab_size:,}, {sizes}")
     print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
-    with caught_signals() as signals:
-        scores = train(run, signals)
+    to_go_on = f"to go on: python train.py --resume --out={run.folder}"
+    try:
+        with caught_signals() as signals, contextlib.closing(Journal(run)) as journal:
+            scores = train(run, journal, signals)
+    except (OSError, FloatingPointError) as error:  # a full disk, say; what was saved before is whole
+        saved = f"; saved at update {run.saved}, {to_go_on}" if run.saved else "; nothing was saved yet"
+        print(f"train.py: {error}{saved}", file=sys.stderr)
+        return 1
     if scores is None:
-        print(f"\n{signal.Signals(signals[0]).name}: saved at update {run.update}; to go on: python train.py --resume "
-              f"--out={run.folder}")  # fmt: skip
+        print(f"\n{signal.Signals(signals[0]).name}: saved at update {run.update}; {to_go_on}")
         return 128 + signals[0]
     report(run, scores)
     if args.average_last:
-        run.model.load_state_dict(checkpoint.average_weights(run.folder, args.average_last))
-        print(f"\nmean of the weights at the last {args.average_last} evaluations: {assess(run)}")
+        average(run)
     print(f"\nthe run is in {run.folder}; score it with: python evaluate.py {run.folder}")
     return 0
+
+
+def average(run: Run) -> None:
+    """Write and score the mean of the weights at the last evaluations."""
+    run.model.load_state_dict(checkpoint.average_weights(run.folder, run.args.average_last))
+    print(f"\nmean of the weights at the last {run.args.average_last} evaluations: {assess(run)}")
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(ARGS))
-    except (OSError, FloatingPointError) as error:  # not the user's fault: a full disk, a loss that is not finite
+    except (OSError, checkpoint.CheckpointError) as error:  # the machine, or kept weights that are damaged
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:  # while the text is being prepared; later on it is caught, and the run is saved
         sys.exit(130)

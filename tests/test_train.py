@@ -200,7 +200,7 @@ def test_gradient_accumulation_equals_one_large_batch(flags, tmp_path):
 def test_average_is_the_mean_of_the_last_evaluations_weights(flags, tmp_path):
     out, more = tmp_path / "run", ["--mode=random", "--eval-every=2", "--average-last=2", "--save-every=4"]
     run(flags, out, *more, "--max-updates=12")
-    one, two = (checkpoint.load(out / f"weights-{update}.pt") for update in (10, 12))
+    one, two = (checkpoint.load(out / f"weights-{update}.pt")["model"] for update in (10, 12))
     average = checkpoint.load(out / "average.pt")["model"]
     for name, w in average.items():
         torch.testing.assert_close(w, (one[name] + two[name]) / 2)
@@ -222,6 +222,24 @@ def test_a_goal_that_is_too_low_is_said_and_a_better_one_suggested(flags, tmp_pa
     suggestion = float(out.split("try --goal=")[1].split()[0])
     updates, _ = run(flags, tmp_path / "better", "--mode=bcp", f"--goal={suggestion}", "--max-updates=12")
     assert 0.1 < suggestion < 6.5 and updates[-1]["batch"] >= 1
+
+
+def one_line(capsys, *wanted: str) -> None:
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith("train.py: error: "), err
+    assert [part for part in wanted if part not in err] == [], err
+
+
+def refused(capsys, wrong: list[str], *wanted: str) -> None:
+    """These flags end in one line that says what is wanted, with exit status 2 and nothing of the run overwritten."""
+    out = Path(next(flag for flag in wrong if flag.startswith("--out=")).removeprefix("--out="))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        train.main(train.get_args(wrong))
+    assert stopped.value.code == 2
+    one_line(capsys, *wanted)
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 # --- Saving and resuming ----------------------------------------------------------------------------------------------
@@ -322,16 +340,21 @@ def test_every_flipped_bit_and_every_cut_of_a_checkpoint_is_noticed(tmp_path):
                 checkpoint.load(file)
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path, sealed):
+    """With the right digest too, which anybody can make."""
+
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     file = tmp_path / "checkpoint.pt"
-    torch.save({"model": Evil()}, file)
-    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of this program"):
+    checkpoint.save(file, {"model": Evil()}) if sealed else torch.save({"model": Evil()}, file)
+    with pytest.raises(checkpoint.CheckpointError, match="not a checkpoint of this program") as error:
         checkpoint.load(file)
-    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "ran").exists() and "\n" not in str(error.value)
+    torch.load(file, weights_only=False)
+    assert (tmp_path / "ran").exists()  # it would have
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_only_when_asked(flags, tmp_path, capsys):
@@ -357,6 +380,204 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_only_when_ask
     assert updates == list(range(1, 15))
 
 
+@pytest.mark.parametrize("mode", ["curriculum-repeat", "bcp"])
+def test_more_epochs_go_on_as_if_there_had_been_so_many_from_the_start(flags, tmp_path, mode):
+    more = [f"--mode={mode}", "--goal=5", "--repeats=2", "--eval-every=15", "--average-last=2", "--max-repeats=5"]
+    run(flags, tmp_path / "whole", *more, "--epochs=3")
+    run(flags, tmp_path / "parts", *(more if mode == "bcp" else [*more[:2], *more[3:]]), "--epochs=2")
+    run([], tmp_path / "parts", "--resume", "--epochs=3", "--max-updates=50")
+    assert json.loads((tmp_path / "parts/config.json").read_text())["flags"]["epochs"] == 3
+    run([], tmp_path / "parts", "--resume", "--max-updates=57")  # the longer budget is kept
+    for file in ("checkpoint.pt", "average.pt"):
+        whole, parts = (checkpoint.load(tmp_path / name / file)["model"] for name in ("whole", "parts"))
+        assert all(torch.equal(w, parts[name]) for name, w in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "wanted"),
+    [
+        (["--seed=1", "--lr=0.5", "--prox", "--n-layer=2"], ["--seed=0", "--lr=0.01", "no --prox", "--n-layer=1"]),
+        (["--epochs=3"], ["--epochs=4"]),  # fewer
+        (["--eval-every=3", "--goal=4", "--order=random"], ["--eval-every=1000", "--goal=5.0", "--order=curriculum"]),
+    ],
+)
+def test_every_changed_flag_that_would_change_the_result_is_named(flags, tmp_path, capsys, wrong, wanted):
+    out = tmp_path / "run"
+    run(flags, out, "--goal=5", "--epochs=4", "--max-updates=2")
+    refused(capsys, [f"--out={out}", "--resume", *wrong], *wanted)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_more_epochs_are_refused_where_the_rate_spans_them(flags, tmp_path, capsys, schedule):
+    out = tmp_path / "run"
+    run(flags, out, f"--lr-schedule={schedule}", "--max-updates=2")
+    refused(capsys, [f"--out={out}", "--resume", "--epochs=20"], "--epochs=10")
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(flags, tmp_path, capsys):
+    """A training that stands still meanwhile, and is killed in the end: nothing needs to be cleared away."""
+    out, more = tmp_path / "run", ["--mode=bcp", "--goal=5", "--epochs=100000", "--save-every=5"]
+    command = [sys.executable, "train.py", *flags, *more, f"--out={out}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "checkpoint-previous.pt").exists():
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        for wrong in ([*flags, *more], [*flags, "--overwrite"], ["--resume"], ["--resume=previous"]):
+            refused(capsys, [f"--out={out}", *wrong], "holds a run" if wrong == [*flags, *more] else "another process")
+    finally:
+        process.kill()
+        process.wait()
+    reached = checkpoint.load(out / "checkpoint.pt")["progress"]["update"]
+    updates, _ = run([], out, "--resume", f"--max-updates={reached + 5}")
+    assert [u["update"] for u in updates] == list(range(1, reached + 6))
+
+
+def test_a_run_that_another_process_made_while_the_text_was_prepared_is_not_replaced(
+    flags, tmp_path, capsys, monkeypatch
+):
+    out, join = tmp_path / "run", train.curriculum.join
+
+    def slow(*args):
+        monkeypatch.setattr(train.curriculum, "join", join)
+        run(flags, out, "--max-updates=3")
+        return join(*args)
+
+    monkeypatch.setattr(train.curriculum, "join", slow)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(train.get_args([*flags, f"--out={out}", "--max-updates=2"]))
+    assert stopped.value.code == 2 and "holds a run" in capsys.readouterr().err.splitlines()[-1]
+    assert checkpoint.load(out / "checkpoint.pt")["progress"]["update"] == 3
+
+
+def test_a_checkpoint_of_another_run_is_refused(flags, tmp_path, capsys, text_file):
+    text = tmp_path / "other.txt"
+    text.write_text(text_file.read_text() + "\n\none more\n")
+    runs = {"run": [], "seed": ["--seed=1", "--prox"], "text": [f"--data={text}"], "same": ["--save-every=3"]}
+    for name, more in runs.items():
+        run(flags, tmp_path / name, *more, "--max-updates=3")
+    out, wanted = tmp_path / "run", {"seed": ["--seed=1", "--prox"], "text": [f"--data={text}"]}
+    for name, flags_named in wanted.items():
+        (out / "checkpoint.pt").write_bytes((tmp_path / name / "checkpoint.pt").read_bytes())
+        refused(capsys, [f"--out={out}", "--resume", "--max-updates=5"], "of another run", *flags_named)
+    state = checkpoint.load(tmp_path / "same/checkpoint.pt")
+    checkpoint.save(out / "checkpoint.pt", {"model": state["model"]})  # such as average.pt
+    refused(capsys, [f"--out={out}", "--resume", "--max-updates=5"], "not a checkpoint to go on from")
+    (out / "checkpoint.pt").write_bytes((tmp_path / "same/checkpoint.pt").read_bytes())
+    run([], out, "--resume", "--max-updates=5")  # how often it is saved does not make it another run
+
+
+def test_another_text_under_the_same_name_is_refused(flags, tmp_path, capsys, text_file):
+    text = tmp_path / "text.txt"
+    text.write_bytes(text_file.read_bytes())
+    run([*flags, f"--data={text}"], tmp_path / "run", "--max-updates=3")
+    text.write_text(text_file.read_text() + "\n\none more\n")
+    refused(capsys, [f"--out={tmp_path / 'run'}", "--resume", "--max-updates=5"], "not the text that")
+
+
+@pytest.mark.parametrize(
+    ("damage", "wanted"),
+    [
+        (lambda out: (out / "metrics.jsonl").unlink(), "metrics.jsonl: missing"),
+        (
+            lambda out: (out / "metrics.jsonl").write_text('{"update": 2}\n'),
+            "ends at update 2, before the checkpoint's 3",
+        ),
+        (lambda out: (out / "metrics.jsonl").write_text('{"update": 2}\n{"upd\n{"update": 3}\n'), "line 2 is damaged"),
+        (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json: missing or not this run's"),
+        (lambda out: (out / "tokenizer.json").write_text("{}"), "tokenizer.json: missing or not this run's"),
+        (lambda out: (out / "config.json").write_text("[]"), "config.json: damaged"),
+        (lambda out: (out / "config.json").write_bytes(b"{\xff}"), "config.json: damaged"),
+    ],
+)
+def test_a_run_folder_without_all_its_files_is_refused(flags, tmp_path, capsys, damage, wanted):
+    run(flags, tmp_path / "run", "--max-updates=3")
+    damage(tmp_path / "run")
+    refused(capsys, [f"--out={tmp_path / 'run'}", "--resume", "--max-updates=5"], wanted)
+
+
+def test_an_emptied_record_is_how_to_go_on_without_it(flags, tmp_path):
+    run(flags, tmp_path / "run", "--max-updates=3")
+    (tmp_path / "run/metrics.jsonl").write_text("")
+    updates, _ = run([], tmp_path / "run", "--resume", "--max-updates=5")
+    assert [u["update"] for u in updates] == [4, 5]
+
+
+# --- Loss and gradient that are not finite ----------------------------------------------------------------------------
+
+
+def poison(monkeypatch, updates, kind: str) -> None:
+    """From the whole run's updates (counted from 1 over all calls), make those given bad."""
+    ordinary, calls = train.loss_and_gradient, []
+
+    def poisoned(forward, *args):
+        L = ordinary(forward, *args)
+        calls.append(L)
+        if len(calls) in updates:
+            weight = next(forward.parameters())
+            weight.grad[0, 0] = math.nan if kind == "nan" else math.inf
+            return math.nan if kind == "nan" else L
+        return L
+
+    monkeypatch.setattr(train, "loss_and_gradient", poisoned)
+
+
+@pytest.mark.parametrize("kind", ["nan", "gradient"])
+@pytest.mark.parametrize("mode", ["random", "curriculum-repeat", "bcp"])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_recorded(flags, tmp_path, monkeypatch, mode, kind):
+    more = [f"--mode={mode}", "--goal=5", "--p=2", "--repeats=3", "--save-every=1"]
+    run(flags, tmp_path / "run", *more, "--max-updates=4")
+    before = checkpoint.load(tmp_path / "run/checkpoint.pt")
+    poison(monkeypatch, {1}, kind)  # the next one
+    updates, _ = run([], tmp_path / "run", "--resume", "--max-updates=5")
+    after = checkpoint.load(tmp_path / "run/checkpoint.pt")
+    for name, w in before["model"].items():
+        assert torch.equal(w, after["model"][name])
+    for slot, moments in before["optimizer"]["state"].items():
+        assert all(torch.equal(value, after["optimizer"]["state"][slot][name]) for name, value in moments.items())
+    old, new = before["alpha"], after["alpha"]
+    assert (new["alpha"], new["falls"]) == (old["alpha"], old["falls"])
+    assert new["repeats"] == old["repeats"] + (mode == "bcp")
+    bad = updates[-1]
+    assert bad["update"] == 5 and ("nan" if kind == "nan" else "inf") in bad["skipped"]
+    assert bad["batch"] == {"random": updates[4]["batch"], "curriculum-repeat": 1, "bcp": 0}[mode]
+    assert (bad["loss"] is None) == (kind == "nan") and bad["alpha"] is None
+    assert "NaN" not in (tmp_path / "run/metrics.jsonl").read_text()
+    repeats = {"random": 0, "curriculum-repeat": 2, "bcp": 5}[mode]  # of the batch that comes next
+    assert after["progress"]["repeat"] == repeats and after["progress"]["bad_updates"] == 1
+    updates, _ = run([], tmp_path / "run", "--resume", "--max-updates=7")
+    assert all(math.isfinite(u["loss"]) and "skipped" not in u for u in updates[5:])
+    assert checkpoint.load(tmp_path / "run/checkpoint.pt")["progress"]["bad_updates"] == 0
+
+
+def test_a_batch_that_is_never_finite_is_left_after_max_repeats(flags, tmp_path, monkeypatch):
+    poison(monkeypatch, set(range(3, 8)), "nan")
+    more = ["--goal=1", "--max-repeats=4", "--max-bad-updates=6", "--max-updates=10"]
+    updates, _ = run(flags, tmp_path / "run", *more)
+    assert [u["batch"] for u in updates] == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert [u["update"] for u in updates if "skipped" in u] == [3, 4, 5, 6, 7]
+
+
+def test_ten_bad_updates_in_a_row_stop_the_run(flags, tmp_path, monkeypatch, capsys):
+    out, more = tmp_path / "run", ["--mode=bcp", "--goal=5", "--save-every=6"]
+    run(flags, tmp_path / "whole", *more, "--max-updates=6")
+    poison(monkeypatch, {2, 3, 4, *range(7, 40)}, "nan")
+    capsys.readouterr()
+    assert train.main(train.get_args([*flags, *more, f"--out={out}"])) == 1
+    err = capsys.readouterr().err.splitlines()
+    wanted = "train.py: 10 updates in a row were skipped, the last (update 16, batch 0) for its loss nan"
+    assert err[-1].startswith(wanted) and f"--resume --out={out}" in err[-1]
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [r["update"] for r in records if "skipped" in r] == [2, 3, 4, *range(7, 17)]
+    assert all(torch.isfinite(w).all() for w in weights(out).values())
+    monkeypatch.undo()
+    updates, _ = run([], out, "--resume", "--max-updates=20")  # whatever it was has passed
+    assert [u["update"] for u in updates] == list(range(1, 21))
+
+
 def test_run_folders_are_numbered_and_hold_what_later_programs_need(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -365,7 +586,14 @@ def test_run_folders_are_numbered_and_hold_what_later_programs_need(flags, tmp_p
     updates, _ = run([], Path("out/bcp-p2-1"), "--resume", "--max-updates=3")
     assert [u["update"] for u in updates] == [1, 2, 3]
     files = {path.name for path in Path("out/bcp-p2-1").iterdir()}
-    assert files == {"config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "tokenizer.json"}
+    assert files == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoint.pt",
+        "checkpoint-previous.pt",
+        "tokenizer.json",
+        "lock",
+    }
     config = json.loads(Path("out/bcp-p2-1/config.json").read_text())
     assert config["flags"]["p"] == 2 and config["flags"]["seed"] == 0 and config["versions"]["torch"]
     first = json.loads(Path("out/bcp-p2-1/metrics.jsonl").read_text().splitlines()[1])
@@ -391,11 +619,6 @@ def test_training_from_a_prepared_folder_needs_no_tokenizer_library(flags, text_
 
 
 # --- Wrong use --------------------------------------------------------------------------------------------------------
-
-
-def one_line(capsys, wanted: str) -> None:
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and err.startswith("train.py: error: ") and wanted in err, err
 
 
 @pytest.mark.parametrize(

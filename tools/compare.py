@@ -111,13 +111,17 @@ def main() -> None:
     parser.add_argument("grid", type=Path, help="the TOML file")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"argument --jobs: {args.jobs}: must be at least 1")
     try:
         grid = tomllib.loads(args.grid.read_text())
         seeds, runs, reference = grid["seeds"], grid["runs"], grid["reference"]
-        common = shlex.split(grid.get("flags", ""))
+        common, flags = shlex.split(grid.get("flags", "")), {run: shlex.split(runs[run]) for run in runs}
         if reference not in runs:
             parser.error(f"{args.grid}: reference = {reference!r} is not one of [runs]")
-    except (OSError, ValueError, KeyError) as error:
+        if not seeds or any(type(seed) is not int for seed in seeds):
+            parser.error(f"{args.grid}: seeds = {seeds!r}: must be a list of whole numbers, such as [0, 1, 2]")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         parser.error(f"{args.grid}: not a grid of runs ({type(error).__name__}: {error}); see --help")
 
     name, threads = args.grid.stem, max(1, (os.cpu_count() or 1) // args.jobs)
@@ -125,7 +129,7 @@ def main() -> None:
             for seed in seeds for run in runs}  # fmt: skip
 
     def work(job: tuple[str, int]) -> dict:
-        train(jobs[job], [*common, *shlex.split(runs[job[0]]), f"--seed={job[1]}"], threads)
+        train(jobs[job], [*common, *flags[job[0]], f"--seed={job[1]}"], threads)
         result = summary(jobs[job])
         print(f"{jobs[job]}: pairs {result['toy']} %, validation loss {result['val_loss']}", flush=True)
         return result
@@ -133,10 +137,10 @@ def main() -> None:
     try:
         with ThreadPoolExecutor(args.jobs) as pool:
             finished = dict(zip(jobs, pool.map(work, jobs), strict=True))
-    except RuntimeError as error:
+        Path("results").mkdir(exist_ok=True)
+    except (RuntimeError, OSError) as error:
         sys.exit(f"tools.compare: {error}")
     results = {run: [finished[run, seed] for seed in seeds] for run in runs}
-    Path("results").mkdir(exist_ok=True)
     record = {"grid": grid, "results": results}
     (Path("results") / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     (Path("results") / f"{name}.md").write_text(table(results, reference))

@@ -1,0 +1,342 @@
+"""Kill trainings, damage their files, and see whether anything is lost or passes unnoticed.
+
+    python tests/chaos.py                                       # a minute on two cores
+    python tests/chaos.py --kills=5 --flips=20 --updates=500
+
+Prints a table and ends with exit status 1 if any trial failed. Trainings run in processes of their own, forked from one
+that has imported torch already, which is all that distinguishes them from `python train.py`.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import random
+import runpy
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in sys.path]
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch  # noqa: E402
+import tqdm  # noqa: E402
+
+import checkpoint  # noqa: E402
+import data  # noqa: E402
+import toy  # noqa: E402
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train", "tiktoken", "torch._dynamo"])  # the last is imported by optimizers
+tqdm.tqdm.set_lock(threading.RLock())  # its own, for several processes, is reported as leaked by those that are killed
+
+SIZES = "--n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --block-size=16 --batch-size=16".split()
+SHORT = "--epochs=2 --warmup=3 --lr=0.01 --norms-every=1 --save-every=3 --eval-every=7 --average-last=2".split()
+REGIMES = {
+    "random": ["--mode=random"],
+    "curriculum": ["--mode=curriculum", "--lr-schedule=cosine"],
+    "curriculum-repeat": ["--mode=curriculum-repeat", "--repeats=4"],
+    "bcp, p = 1": ["--mode=bcp", "--goal=5"],
+    "bcp, p = 2": ["--mode=bcp", "--p=2", "--goal=5"],
+}
+
+
+# --- Programs ---------------------------------------------------------------------------------------------------------
+
+
+def program(*words: str | Path, folder: Path | None = None) -> tuple[int, str]:
+    """Run `python train.py ...` or `python -m tools.export ...` in this process; its exit status and its stderr.
+
+    Any exception but SystemExit, which a user would see as a traceback, comes through.
+    """
+    name, *flags = map(str, words)
+    stderr, here = io.StringIO(), Path.cwd()
+    os.chdir(folder or here)
+    try:
+        with (
+            mock.patch.object(sys, "argv", [name, *flags]),
+            contextlib.redirect_stderr(stderr),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            try:
+                runpy.run_path(str(ROOT / name.replace(".", "/", name.count(".") - 1)), run_name="__main__")
+                status = 0
+            except SystemExit as end:
+                status = end.code
+                if isinstance(status, str):  # as the interpreter does it
+                    print(status, file=sys.stderr)
+                    status = 1
+    finally:
+        os.chdir(here)
+    return status or 0, stderr.getvalue()
+
+
+def training(flags: list[str], log: Path) -> None:
+    """`python train.py FLAGS`, in a process of its own; what it prints goes to `log`."""
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    import train
+
+    sys.exit(train.main(train.get_args(flags)))
+
+
+def warm_up() -> None:
+    """Import torch in the process that others are forked from, so that the time of the first can be taken."""
+    process = FORKS.Process(target=time.sleep, args=(0,))
+    process.start()
+    process.join()
+
+
+def start(flags: list[str], out: Path) -> multiprocessing.Process:
+    process = FORKS.Process(target=training, args=([*flags, f"--out={out}"], out.with_name(f"{out.name}.log")))
+    process.start()
+    return process
+
+
+def finish(flags: list[str], out: Path) -> bool:
+    process = start(flags, out)
+    process.join()
+    return process.exitcode == 0
+
+
+def text(folder: Path, words: int = 2500) -> Path:
+    """A text file of scenes of the built-in corpus: 19 batches."""
+    file = folder / "scenes.txt"
+    file.write_text("\n\n".join("\n".join(scene) for scene in toy.documents(words=words)) + "\n")
+    return file
+
+
+def flags_for(folder: Path) -> list[str]:
+    return [f"--data={text(folder)}", f"--cache={folder / 'cache'}", "--vocab-size=400", "--device=cpu", *SIZES]
+
+
+# --- Kills ------------------------------------------------------------------------------------------------------------
+
+
+def lines(out: Path) -> list[dict]:
+    """The whole lines of metrics.jsonl."""
+    file = out / checkpoint.METRICS
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.exists() else []
+
+
+def places(out: Path, repeated: bool) -> list[int]:
+    """Where in metrics.jsonl the updates begin, or, where there are such, only those that repeat a batch."""
+    starts, again, at = [], [], 0
+    for line in (out / checkpoint.METRICS).read_bytes().splitlines(keepends=True):
+        record = json.loads(line)
+        starts += [at] if "loss" in record else []
+        again += [at] if record.get("repeat", 1) > 1 else []
+        at += len(line)
+    return repeated and again or starts
+
+
+def equal(one: object, other: object) -> bool:
+    """Equal to the bit; how many seconds a run took does not count."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(key == "seconds" or equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+def same_run(one: Path, other: Path) -> bool:
+    """Weights, moments, anchor, alpha, average, and the record of every update and evaluation."""
+    files = [checkpoint.NAME, checkpoint.AVERAGE]
+    states = all(equal(checkpoint.load(one / name), checkpoint.load(other / name)) for name in files)
+    return states and (one / checkpoint.METRICS).read_bytes() == (other / checkpoint.METRICS).read_bytes()
+
+
+def wait(process: multiprocessing.Process, until: Callable[[], bool]) -> None:
+    while process.is_alive() and not until():
+        time.sleep(0.0002)
+
+
+def kills(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """Kill n trainings at random moments and resume them to the end; how many, how many became what they should.
+
+    The regimes take turns. Of each three moments one is any moment from start to end, one is while a checkpoint is
+    written, and one is before an update that repeats a batch, if there are such.
+    """
+    rng, flags = random.Random(seed), flags_for(folder)
+    counts = dict.fromkeys(("kills", "identical", "while writing a checkpoint", "within a batch's repeats"), 0)
+    whole, seconds = {}, {}
+    warm_up()
+    for name, regime in REGIMES.items():
+        whole[name], began = folder / f"whole-{len(whole)}", time.perf_counter()
+        if not finish([*flags, *SHORT, *regime], whole[name]):
+            raise RuntimeError(f"{name}: the undisturbed run failed, see {whole[name]}.log")
+        seconds[name] = time.perf_counter() - began
+    for trial in range(n):
+        name, out = list(REGIMES)[trial % len(REGIMES)], folder / f"killed-{trial}"
+        mine = [*flags, *SHORT, *REGIMES[name]]
+        while True:  # until the kill comes before the end
+            shutil.rmtree(out, ignore_errors=True)
+            process = start(mine, out)
+            if trial % 3 == 0:
+                time.sleep(rng.uniform(0, seconds[name]))
+            else:
+                place = rng.choice(places(whole[name], repeated=trial % 3 == 2))
+                metrics, part = out / checkpoint.METRICS, out / (checkpoint.NAME + ".part")
+                wait(process, lambda: metrics.exists() and metrics.stat().st_size >= place)  # noqa: B023
+                if trial % 3 == 1:
+                    wait(process, part.exists)
+            process.kill()
+            process.join()
+            if process.exitcode < 0:
+                break
+        counts["kills"] += 1
+        counts["while writing a checkpoint"] += (out / (checkpoint.NAME + ".part")).exists()
+        updates = [record for record in lines(whole[name]) if "loss" in record]
+        reached = sum("loss" in record for record in lines(out))
+        counts["within a batch's repeats"] += 0 < reached < len(updates) and updates[reached]["repeat"] > 1
+        counts["identical"] += finish([*mine, "--resume"], out) and same_run(whole[name], out)
+    return counts
+
+
+def kills_of_preparation(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """Kill n preparations of a corpus, then prepare it three at a time; how many gave the folder they should."""
+    rng, file, counts = random.Random(seed), text(folder), {"kills": 0, "identical": 0}
+    whole = content(data.prepare(str(file), folder / "undisturbed", vocab_size=400, quiet=True))
+    warm_up()
+    began = time.perf_counter()
+    prepare(file, folder / "timed")
+    seconds = time.perf_counter() - began
+    for trial in range(n):
+        cache = folder / f"cache-{trial}"
+        process = FORKS.Process(target=prepare, args=(file, cache))
+        process.start()
+        time.sleep(rng.uniform(0, seconds))
+        process.kill()
+        process.join()
+        three = [FORKS.Process(target=prepare, args=(file, cache)) for _ in range(3)]
+        for process in three:
+            process.start()
+        for process in three:
+            process.join()
+        finished = [path for path in cache.iterdir() if not path.name.startswith(".")]
+        counts["kills"] += 1
+        counts["identical"] += [content(path) for path in finished] == [whole] and not any(p.exitcode for p in three)
+    return counts
+
+
+def prepare(file: Path, cache: Path) -> None:
+    data.prepare(str(file), cache, vocab_size=400, quiet=True)
+
+
+# --- Damage -----------------------------------------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def flips(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """Flip a byte of a run's files, or cut one, n times, and resume; how many were noticed, in one line that names the
+    file, with exit status 1 or 2 and every other byte as it was."""
+    rng, flags, out, counts = random.Random(seed), flags_for(folder), folder / "run", {"flips": 0, "noticed": 0}
+    if not finish([*flags, *SHORT, "--max-updates=9"], out):
+        raise RuntimeError(f"the run to damage failed, see {out}.log")
+    prepared = data.prepare(flags[0].removeprefix("--data="), folder / "cache", vocab_size=400, quiet=True)
+    names = ("tokens.bin", "index.npz", "tokenizer.json", "meta.json")
+    files = [out / checkpoint.NAME, out / "tokenizer.json", *(prepared / name for name in names)]
+    for trial in range(n):
+        file, whole = files[trial % len(files)], files[trial % len(files)].read_bytes()
+        at = rng.randrange(len(whole))
+        flipped = whole[:at] + bytes([whole[at] ^ rng.randint(1, 255)]) + whole[at + 1 :]
+        file.write_bytes(rng.choice((flipped, flipped, whole[:at])))
+        before = content(out), content(prepared)
+        status, stderr = program("train.py", "--resume", f"--out={out}", "--max-updates=12")
+        noticed = status in (1, 2) and stderr.count("\n") == 1 and file.name in stderr
+        counts["flips"] += 1
+        counts["noticed"] += noticed and (content(out), content(prepared)) == before
+        file.write_bytes(whole)
+    return counts
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def memory(updates: int, folder: Path) -> dict[str, float]:
+    """Resident memory of a training, MB, when it has made 100 updates, and the largest after that."""
+    out = folder / "long"
+    often = ["--save-every=50", "--eval-every=50", f"--max-updates={updates}", "--epochs=1000", "--goal=5"]
+    process = start([*flags_for(folder), *often], out)
+
+    def resident() -> float:
+        pages = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    wait(process, lambda: len(lines(out)) > 103)
+    first, most = resident(), 0.0
+    while process.is_alive():
+        with contextlib.suppress(OSError, IndexError):  # it ends while we look
+            most = max(most, resident())
+        time.sleep(0.02)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the long run failed, see {out}.log")
+    return {"updates": sum("loss" in record for record in lines(out)), "first": first, "most": most}
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--kills", type=int, default=25, help="of trainings (default: 25)")
+    parser.add_argument("--flips", type=int, default=100, help="damaged files (default: 100)")
+    parser.add_argument("--updates", type=int, default=2000, help="of the memory trial (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="of moments and places (default: 0)")
+    args = parser.parse_args()
+    failed = 0
+
+    def row(trial: str, good: bool, result: str) -> None:
+        nonlocal failed
+        failed += not good
+        print(f"| {trial} | {result} |{'' if good else ' FAILED'}", flush=True)
+
+    print("| trial | outcome |\n|---|---|")
+    with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
+        folders = [Path(scratch) / name for name in ("kills", "preparation", "flips", "memory")]
+        for folder in folders:
+            folder.mkdir()
+        k = kills(args.kills, folders[0], args.seed)
+        where = ", ".join(f"{k[name]} {name}" for name in list(k)[2:])
+        good = k["identical"] == args.kills and all(k.values())
+        row(
+            "SIGKILL, then `--resume`",
+            good,
+            f"{k['identical']} of {k['kills']} bit-identical to the undisturbed run ({where})",
+        )
+        k = kills_of_preparation(args.kills, folders[1], args.seed)
+        outcome = f"{k['identical']} of {k['kills']} the same folder as undisturbed"
+        row("SIGKILL while preparing a corpus, then three at once", k["identical"] == args.kills, outcome)
+        f = flips(args.flips, folders[2], args.seed)
+        good = f["noticed"] == args.flips
+        row(
+            "a byte flipped, or the file cut",
+            good,
+            f"{f['noticed']} of {f['flips']} noticed and named, nothing overwritten",
+        )
+        m = memory(args.updates, folders[3])
+        good = m["updates"] == args.updates and m["most"] <= 1.02 * m["first"]
+        outcome = f"{m['first']:.0f} MB after 100, at most {m['most']:.0f} MB later ({m['most'] / m['first'] - 1:+.1%})"
+        row(f"{m['updates']:,} updates in a row: resident memory", good, outcome)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
