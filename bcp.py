@@ -11,6 +11,7 @@ listed in the README. For every batch X_t, from W_{t,0} on:
              and is below `threshold`; else the same batch again
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Alpha:
         Returns alpha' as the formula gives it. A fall is judged on that value; what multiplies the gradient, and what
         the next repeat starts from, is `self.alpha` = max(alpha', 0), for a negative strength would climb the loss.
         """
-        if self.goal_rel is not None and self.repeats == 0:
+        if self.goal_rel is not None and (self.repeats == 0 or not math.isfinite(self.goal)):
             self.goal = self.goal_rel * loss
         raw = self.alpha + self.eta * (loss - self.goal) + self.leak * (1 - self.alpha)
         self.falls = self.falls + 1 if raw < self.alpha else 0
