@@ -127,6 +127,11 @@ def _digest(f: BinaryIO, length: int) -> bytes:
     return digest.digest()
 
 
+def _digest_of(file: Path) -> bytes:
+    with open(file, "rb") as f:
+        return _digest(f, file.stat().st_size)
+
+
 def fill(module: torch.nn.Module, state: dict, file: Path) -> None:
     """Put saved weights into `module`. Raises CheckpointError, naming the first one whose name or size does not fit."""
     own = module.state_dict()
@@ -147,7 +152,7 @@ def write_config(folder: Path, config: dict) -> None:
 
 
 def read_config(folder: Path) -> dict:
-    """The config.json of a run. Raises CheckpointError if there is none or it is damaged."""
+    """The config.json of a run. Raises CheckpointError if it is missing or damaged, or the tokenizer beside it is."""
     try:
         config = json.loads((folder / CONFIG).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -156,6 +161,12 @@ def read_config(folder: Path) -> dict:
         raise CheckpointError(f"{folder / CONFIG}: damaged, not JSON") from None
     if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("flags", "model")):
         raise CheckpointError(f"{folder / CONFIG}: damaged, without the flags and the model of a run")
+    try:
+        known, tokenizer = config["corpus"]["files"]["tokenizer.json"]["blake2b"], folder / "tokenizer.json"
+    except (KeyError, TypeError):
+        return config  # made by hand, say
+    if tokenizer.is_file() and _digest_of(tokenizer).hex() != known:
+        raise CheckpointError(f"{tokenizer} is damaged or of another run; its own is in the prepared corpus too")
     return config
 
 

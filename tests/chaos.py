@@ -54,7 +54,7 @@ REGIMES = {
 
 
 def program(*words: str | Path, folder: Path | None = None) -> tuple[int, str]:
-    """Run `python train.py ...` or `python -m tools.export ...` in this process; its exit status and its stderr.
+    """Run `python train.py ...` or `python tools/export.py ...` in this process; its exit status and its stderr.
 
     Any exception but SystemExit, which a user would see as a traceback, comes through.
     """
@@ -68,7 +68,7 @@ def program(*words: str | Path, folder: Path | None = None) -> tuple[int, str]:
             contextlib.redirect_stdout(io.StringIO()),
         ):
             try:
-                runpy.run_path(str(ROOT / name.replace(".", "/", name.count(".") - 1)), run_name="__main__")
+                runpy.run_path(str(ROOT / name), run_name="__main__")
                 status = 0
             except SystemExit as end:
                 status = end.code

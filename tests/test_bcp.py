@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bcp import Alpha, clip_and_scale, copy_to_host, distance, pull_back
 
@@ -51,6 +53,40 @@ def test_the_threshold_looks_at_alpha_and_not_at_the_loss():
     assert raw == [4.5, 4.0, 3.5, 3.0] and not alpha.done
     _, alpha = run([9.0, 1.0, 1.0], threshold=4.0)
     assert alpha.converged and alpha.repeats == 3
+
+
+SETTINGS = {
+    "eta": st.floats(1e-4, 10),
+    "goal": st.floats(0.1, 12),
+    "threshold": st.floats(0.01, 5),
+    "patience": st.integers(1, 6),
+    "max_repeats": st.integers(1, 30),
+}
+
+
+@given(st.fixed_dictionaries(SETTINGS), st.lists(st.floats(0, 15), min_size=1, max_size=40))
+def test_any_losses_and_settings_give_the_alpha_of_the_description(settings, losses):
+    """Every repeat by the formula, clamp and count of falls. Done at the first repeat that meets step 4, or
+    at max_repeats. While no clamp was reached, alpha is 1 + eta times the summed excess."""
+    alphas, raws, done = [1.0], [], None
+    for n, loss in enumerate(losses, 1):
+        raws.append(alphas[-1] + settings["eta"] * (loss - settings["goal"]))
+        fell = [raw < before for raw, before in zip(raws, alphas, strict=True)]
+        alphas.append(max(raws[-1], 0.0))
+        converged = n >= settings["patience"] and all(fell[-settings["patience"] :])
+        converged = converged and alphas[-1] < settings["threshold"]
+        if converged or n == settings["max_repeats"]:
+            done = n
+            break
+    raw, alpha = run(losses, **settings)
+    assert raw == raws and alpha.alpha == alphas[-1] >= 0
+    assert alpha.repeats == len(raws) and alpha.done == (done is not None)
+    assert done is None or alpha.converged == converged
+    if min(raws) >= 0:
+        excess = sum(loss - settings["goal"] for loss in losses[: len(raws)])
+        assert alpha.alpha == pytest.approx(1 + settings["eta"] * excess, abs=1e-6)
+    alpha.restart()
+    assert run(losses, **settings)[0] == [alpha.update(loss) for loss in losses[: len(raws)]]
 
 
 def test_alpha_is_clamped_at_zero_and_a_clamped_alpha_still_falls():

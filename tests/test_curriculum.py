@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 from conftest import corpus_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import curriculum
 import data
@@ -113,6 +115,44 @@ def test_a_stream_goes_on_where_another_one_stood(reshuffle):
     other.seek(stream.epoch, stream.position)
     assert (stream.epoch, stream.position) == (1, 7)
     assert visits(other, 25) == visits(stream, 25)
+
+
+@st.composite
+def streams(draw) -> tuple:
+    """The arguments of a stream of any sizes, at most some hundred batches; token i is number i."""
+    T, B = draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    length = draw(st.integers(T * B + 1, T * B * draw(st.integers(1, 60)) + T * B))
+    return np.arange(length, dtype=np.uint16), T, B, draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
+
+
+@settings(deadline=None)
+@given(streams(), st.integers(1, 3))
+def test_every_block_once_an_epoch_for_any_sizes(arguments, epochs):
+    tokens, T, B, reshuffle, _ = arguments
+    stream = curriculum.Stream(*arguments)
+    n_blocks = (len(tokens) - 1) // T // B * B
+    assert n_blocks == stream.n_batches * B and len(tokens) - 1 - n_blocks * T < T * B
+    for epoch in range(epochs):
+        starts = []
+        for position in range(stream.n_batches):
+            assert (stream.epoch, stream.position) == (epoch, position)
+            x, y = stream.blocks()
+            assert x.shape == y.shape == (B, T) and (y == x + 1).all()
+            assert (x == x[:, :1] + np.arange(T)).all()  # a block is T tokens in a row
+            starts += x[:, 0].tolist()
+            stream.advance()
+        assert sorted(starts) == list(range(0, n_blocks * T, T))
+        assert reshuffle or starts == sorted(starts)
+
+
+@settings(deadline=None)
+@given(streams(), st.integers(0, 100), st.integers(0, 100))
+def test_a_stream_of_any_sizes_goes_on_where_another_one_stood(arguments, before, after):
+    stream, other = curriculum.Stream(*arguments), curriculum.Stream(*arguments)
+    visits(stream, before)
+    other.seek(stream.epoch, stream.position)
+    assert visits(other, after) == visits(stream, after)
+    assert (other.epoch, other.position) == (stream.epoch, stream.position) == divmod(before + after, stream.n_batches)
 
 
 def test_text_shorter_than_a_batch_is_refused_in_one_line():

@@ -213,7 +213,7 @@ def cut(name: str):
     ("damage", "wanted"),
     [
         (shutil.rmtree, "no run there"),
-        (lambda run: (run / "config.json").write_text("{}"), "lacks something (KeyError('model'))"),
+        (lambda run: (run / "config.json").write_text("{}"), "config.json: damaged"),
         (cut("config.json"), "not JSON"),
         (cut("checkpoint.pt"), "checkpoint.pt: damaged"),
         (cut("tokenizer.json"), "tokenizer.json is damaged"),
