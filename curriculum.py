@@ -74,12 +74,17 @@ def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str = "surprisal") -> 
     return np.concatenate(scores)
 
 
-def order_lines(corpus: "Corpus", order: str, kind: str, seed: int) -> np.ndarray:
-    """The training lines in the order they are learnt in: "curriculum", easy to hard, or "random", shuffled once."""
+def order_lines(corpus: "Corpus", order: str, kind: str, seed: int, share: float = 1.0) -> np.ndarray:
+    """The training lines in the order they are learnt in: "curriculum", easy to hard, or "random", shuffled once.
+
+    share: only the easiest lines, up to this share of the tokens; it is they that are shuffled.
+    """
     lines = corpus.train_lines()
-    if order == "random":
-        return np.random.default_rng(seed).permutation(lines)
-    return lines[np.argsort(difficulty(corpus, lines, kind), kind="stable")]
+    if order == "curriculum" or share < 1:
+        lines = lines[np.argsort(difficulty(corpus, lines, kind), kind="stable")]
+        ends = np.cumsum(corpus.line_start[lines + 1] - corpus.line_start[lines])
+        lines = lines[: np.searchsorted(ends, share * ends[-1]) + 1]
+    return np.random.default_rng(seed).permutation(lines) if order == "random" else lines
 
 
 def join(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
@@ -88,49 +93,111 @@ def join(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
     return np.concatenate([corpus.tokens[_positions(corpus, part)[0]] for part in parts])
 
 
+def count_batches(n_tokens: int, block_size: int, batch_size: int) -> int:
+    """How many batches of B blocks of T + 1 tokens, at stride T, a text of that many tokens fills."""
+    return (n_tokens - 1) // block_size // batch_size
+
+
 class Stream:
     """The batches of a run, and where the run stands among them.
 
     Batch b is always the same B blocks. An epoch visits each batch once: in order, or, with `reshuffle`, in an order
     drawn anew for every epoch. How often a visited batch is repeated is not decided here.
+
+    With `focus`, a share, epochs go Learn, Focus, Review and so on (Prakriya et al., arXiv 2409.06131): all batches;
+    batches of that share of the blocks whose tracked loss is the largest; all batches again.
     """
 
-    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, reshuffle: bool = False, seed: int = 0):
+    def __init__(
+        self, tokens: np.ndarray, block_size: int, batch_size: int,
+        reshuffle: bool = False, seed: int = 0, focus: float | None = None,
+    ):  # fmt: skip
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
-        self.n_batches = (len(tokens) - 1) // block_size // batch_size
+        self.n_batches = count_batches(len(tokens), block_size, batch_size)
         if self.n_batches < 1:
             raise ValueError(
                 f"--block-size={block_size}: --batch-size={batch_size} such blocks need "
                 f"{block_size * batch_size + 1:,} tokens, the training text has {len(tokens):,}; take smaller ones"
             )
-        self.reshuffle, self.seed = reshuffle, seed
+        self.reshuffle, self.seed, self.focus = reshuffle, seed, focus
+        # The loss of each block when it was last trained on; followed with `focus` only.
+        self.losses = np.full(self.n_batches * batch_size if focus else 0, np.inf)
         self.seek(0, 0)
 
     def seek(self, epoch: int, position: int) -> None:
-        """Go to the `position`-th batch of `epoch`, both counted from 0. These two numbers are the stream's state."""
+        """Go to the `position`-th batch of `epoch`, both counted from 0. Without `focus` that is all its state."""
         self.epoch, self.position = epoch, position
-        self.visits = np.arange(self.n_batches)
+        self.visits = self._visits(epoch)
+        self.hardest = None
+        if self.focus and epoch % 3 == 1:
+            n = max(1, round(self.focus * self.n_batches)) * self.batch_size
+            hardest = np.argsort(-self.losses, kind="stable")[:n]
+            self.hardest = np.random.default_rng([self.seed, epoch]).permutation(hardest).reshape(-1, self.batch_size)
+
+    def state(self) -> dict:
+        """Where the stream stands."""
+        hardest = None if self.hardest is None else self.hardest.tolist()
+        return {"epoch": self.epoch, "position": self.position, "losses": self.losses.tolist(), "hardest": hardest}
+
+    def load_state(self, state: dict) -> None:
+        """Go where `state` was taken."""
+        self.losses = np.array(state["losses"])
+        self.seek(state["epoch"], state["position"])
+        self.hardest = None if state["hardest"] is None else np.array(state["hardest"])
+
+    def _visits(self, epoch: int) -> np.ndarray:
+        """The batches of an epoch in the order of their visits."""
         if self.reshuffle:
-            self.visits = np.random.default_rng([self.seed, epoch]).permutation(self.n_batches)
+            return np.random.default_rng([self.seed, epoch]).permutation(self.n_batches)
+        return np.arange(self.n_batches)
 
     def advance(self) -> None:
         """Go to the next batch, at the end of an epoch to the first of the next one."""
-        if self.position + 1 < self.n_batches:
+        if self.position + 1 < (self.n_batches if self.hardest is None else len(self.hardest)):
             self.position += 1
         else:
             self.seek(self.epoch + 1, 0)
 
     @property
-    def batch(self) -> int:
-        """The number of the current batch, its place in the order of the text."""
-        return int(self.visits[self.position])
+    def batch(self) -> int | None:
+        """The number of the current batch, its place in the order of the text; None for one of the hardest blocks."""
+        return int(self.visits[self.position]) if self.hardest is None else None
 
-    def blocks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the current batch, each (B, T), int64."""
-        T, B = self.block_size, self.batch_size
-        start = self.batch * B * T
-        chunk = self.tokens[start : start + B * T + 1].astype(np.int64)
-        return chunk[:-1].reshape(B, T), chunk[1:].reshape(B, T)
+    @property
+    def rows(self) -> np.ndarray:
+        """The numbers of the current batch's blocks, (B,)."""
+        if self.hardest is not None:
+            return self.hardest[self.position]
+        return self.batch * self.batch_size + np.arange(self.batch_size)
+
+    def blocks(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, each (B, T), int64, of the current batch, or of the blocks with the numbers `rows`."""
+        rows = self.rows if rows is None else rows
+        where = rows[:, None] * self.block_size + np.arange(self.block_size + 1)
+        chunk = self.tokens[where].astype(np.int64)  # (B, T + 1)
+        return chunk[:, :-1], chunk[:, 1:]
+
+    def track(self, losses: np.ndarray) -> None:
+        """Remember the losses of the current batch's blocks, (B,)."""
+        self.losses[self.rows] = losses
+
+    def replay(self, count: int, power: float, update: int) -> np.ndarray:
+        """Numbers of `count` blocks of batches met before, drawn anew for every update.
+
+        A batch met k batches ago comes with a probability proportional to k^-power (0: all alike). Before any other
+        has been met, blocks of the current batch.
+        """
+        ago = np.concatenate(
+            (self.visits[: self.position][::-1], self._visits(self.epoch - 1)[::-1] if self.epoch else [])
+        )
+        _, first = np.unique(ago, return_index=True)
+        met = ago[np.sort(first)].astype(int)
+        met = met[met != self.batch] if len(met) > 1 else met
+        if not len(met):
+            return self.rows[:count]
+        rng, weights = np.random.default_rng([self.seed, 1, update]), np.arange(1.0, len(met) + 1) ** -power
+        batches = rng.choice(met, size=count, p=weights / weights.sum())
+        return batches * self.batch_size + rng.integers(self.batch_size, size=count)
 
 
 def validation_blocks(corpus: "Corpus", block_size: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:

@@ -88,13 +88,16 @@ def get_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("method")
     add = group.add_argument
-    add("--mode", choices=("random", "curriculum", "curriculum-repeat", "bcp"), default="bcp",
+    add("--mode", choices=("random", "curriculum", "curriculum-repeat", "bcp", "lfr"), default="bcp",
         help="random: each batch once, reshuffled every epoch; curriculum: each batch once, easy to hard; "
-        "curriculum-repeat: each batch several times in a row; bcp: each until alpha has converged (default: bcp)")
+        "curriculum-repeat: each batch several times in a row; bcp: each until alpha has converged; lfr: all, then the "
+        "hardest blocks, then all, in cycles (default: bcp)")
     add("--order", choices=("curriculum", "random"), help="order of the lines that batches are cut from: easy to hard, "
-        "or shuffled once (default: random with --mode=random, else curriculum)")
+        "or shuffled once (default: random with --mode=random and lfr, else curriculum)")
     add("--difficulty", choices=("surprisal", "length", "rarity"), default="surprisal",
         help="of a line: its unigram surprisal, its tokens, its mean surprisal (default: surprisal)")
+    add("--data-share", type=number(float, 0, 1, above=True), default=1.0, metavar="S",
+        help="only the easiest lines, up to this share of the text; the budget stays that of the whole (default: 1)")
     add("--repeats", type=count, help="curriculum-repeat: times in a row (default: --epochs)")
     add("--p", type=int, choices=(1, 2), default=1, help="bcp: the norm of the pull-back to the anchor (default: 1)")
     add("--C", type=number(float, 0), help="bcp: strength of the pull-back at the peak learning rate: with p=1 weight "
@@ -106,6 +109,24 @@ def get_parser() -> argparse.ArgumentParser:
     add("--threshold", type=positive, default=1.0, help="bcp: alpha has converged below it (default: 1)")
     add("--patience", type=count, default=2, help="bcp: ... and after this many falls in a row (default: 2)")
     add("--max-repeats", type=count, default=100, help="bcp: leave a batch after so many repeats (default: 100)")
+
+    group = parser.add_argument_group("remedies and controls", "none of them is the poster's")
+    add = group.add_argument
+    add("--alpha-on", choices=("loss", "lr", "none"), default="loss",
+        help="bcp: alpha scales the loss; the learning rate, where AdamW feels it; or nothing, and only decides when a "
+        "batch is left (default: loss)")
+    add("--alpha-leak", type=number(float, 0, 1), default=0.0, metavar="X",
+        help="bcp: alpha goes back toward 1 by this share at every update (default: 0)")
+    add("--goal-rel", type=positive, metavar="R",
+        help="bcp: the goal is this share of a batch's own first loss, instead of --goal (default: off)")
+    add("--replay", type=number(float, 0, 0.9), default=0.0, metavar="F",
+        help="share of a batch's rows drawn from batches met before; alpha looks at the others (default: 0)")
+    add("--replay-power", type=number(float, 0), default=1.0, metavar="POWER",
+        help="a batch met k batches ago is drawn in proportion to k to the minus this power (default: 1)")
+    add("--focus-share", type=number(float, 0, 1, above=True), default=0.5,
+        help="lfr: share of the blocks that counts as the hardest (default: 0.5)")
+    add("--track-forgetting", type=count, nargs="?", const=60, metavar="N",
+        help="every N updates (without N: 60) score some batches met before again (default: off)")
 
     group = parser.add_argument_group("optimisation")
     add = group.add_argument
@@ -151,6 +172,8 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.resume:
         args = resumed_args(parser, args, argv)
+    if args.mode == "lfr" and args.replay:
+        parser.error("argument --replay: not with --mode=lfr, whose batches are drawn anew; give one of the two")
     return args
 
 
@@ -225,6 +248,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     anchor: list[torch.Tensor]  # W_{t,0}; empty outside bcp
     alpha: bcp.Alpha
+    text_tokens: int  # of the whole training text
     saved: int = 0  # the update of the last checkpoint
     # Where the run stands; every checkpoint holds it.
     update: int = 0
@@ -234,18 +258,20 @@ class Run:
     unconverged: int = 0  # how many of these were stopped by --max-repeats
     bad_updates: int = 0  # skipped updates in a row
     seen: set[int] = dataclasses.field(default_factory=set)  # batches met so far
+    left: dict[int, list] = dataclasses.field(default_factory=dict)  # --track-forgetting: batch -> [update, loss] then
 
     @property
     def budget(self) -> int:
-        """U: the same number of updates in every regime."""
-        return self.args.epochs * self.stream.n_batches
+        """U: the same number of updates in every regime, whatever the share of the text and of the rows that is new."""
+        args = self.args
+        return args.epochs * curriculum.count_batches(self.text_tokens, args.block_size, args.batch_size)
 
     @property
     def last_update(self) -> int:
         return min(self.budget, self.args.max_updates or self.budget)
 
 
-PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged", "bad_updates")
+PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged", "bad_updates", "left")
 
 
 def start(args: argparse.Namespace) -> Run:
@@ -253,14 +279,17 @@ def start(args: argparse.Namespace) -> Run:
     device = pick_device(args.device)
     args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
-    args.order = args.order or ("random" if args.mode == "random" else "curriculum")
+    shuffled = args.mode in ("random", "lfr")
+    args.order = args.order or ("random" if shuffled else "curriculum")
     for name, value in PRESET_DEFAULTS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.C is None:
         args.C = DEFAULT_C[args.p] * (args.lr if args.p == 1 else 1.0)
-    if args.batch_size % args.grad_accum:
-        raise ValueError(f"--grad-accum={args.grad_accum}: must divide --batch-size={args.batch_size}")
+    new_rows = args.batch_size - n_replayed(args)
+    if new_rows % args.grad_accum or n_replayed(args) % args.grad_accum:
+        what = f"--batch-size={args.batch_size}" + (", its new rows and its replayed ones" if args.replay else "")
+        raise ValueError(f"--grad-accum={args.grad_accum}: must divide {what}")
     if args.mode == "curriculum-repeat":
         args.repeats = args.repeats or args.epochs
     folder = choose_folder(args)
@@ -270,15 +299,17 @@ def start(args: argparse.Namespace) -> Run:
 
     settings = (args.tokenizer, args.vocab_size, preset.vocab_size, args.val_share, args.encoding_errors)
     corpus = data.open_prepared(data.prepare(args.data, args.cache, *settings))
-    tokens = curriculum.join(corpus, curriculum.order_lines(corpus, args.order, args.difficulty, args.seed))
-    stream = curriculum.Stream(tokens, args.block_size, args.batch_size, args.mode == "random", args.seed)
+    lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed, args.data_share)
+    tokens = curriculum.join(corpus, lines)
+    focus = args.focus_share if args.mode == "lfr" else None
+    stream = curriculum.Stream(tokens, args.block_size, new_rows, shuffled, args.seed, focus)
     if args.mode == "bcp" and args.goal is None:
         args.goal = round(curriculum.bigram_entropy(tokens, corpus.vocab_size), 2)
-    args.eval_every = args.eval_every or math.ceil(args.epochs * stream.n_batches / 8)
 
     torch.manual_seed(args.seed)
     model = Transformer(dataclasses.replace(config, vocab_size=corpus.vocab_size)).to(device)
-    return Run(
+    lines = corpus.train_lines()
+    run = Run(
         args,
         folder,
         device,
@@ -288,15 +319,25 @@ def start(args: argparse.Namespace) -> Run:
         model,
         adamw(model, args),
         [w.detach().clone() for w in model.parameters()] if args.mode == "bcp" else [],
-        bcp.Alpha(args.eta, args.goal or 0.0, args.threshold, args.patience, args.max_repeats),
+        bcp.Alpha(
+            args.eta, args.goal or 0.0, args.threshold, args.patience, args.max_repeats, args.alpha_leak, args.goal_rel
+        ),
+        int((corpus.line_start[lines + 1] - corpus.line_start[lines]).sum()),
     )
+    args.eval_every = args.eval_every or math.ceil(run.budget / 8)
+    return run
+
+
+def n_replayed(args: argparse.Namespace) -> int:
+    """How many of a batch's rows are replayed ones."""
+    return min(round(args.replay * args.batch_size), args.batch_size - 1)
 
 
 def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices (the embedding too), none on biases and norms."""
     groups = [
-        {"params": [w for w in model.parameters() if w.dim() >= 2], "weight_decay": args.weight_decay},
-        {"params": [w for w in model.parameters() if w.dim() < 2], "weight_decay": 0.0},
+        {"params": [w for w in model.parameters() if w.dim() >= 2], "decay": args.weight_decay},
+        {"params": [w for w in model.parameters() if w.dim() < 2], "decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), eps=1e-8, fused=True)
 
@@ -331,7 +372,7 @@ def open_folder(run: Run) -> None:
     if run.args.out:
         choose_folder(run.args)  # once more: another process may have made a run there while the text was prepared
     for pattern in (checkpoint.CONFIG, "checkpoint*.pt", checkpoint.METRICS, checkpoint.AVERAGE, "weights-*.pt",
-                    "eval-*.json", "*.part"):  # fmt: skip
+                    "eval-*", "*.part"):  # fmt: skip
         for file in run.folder.glob(pattern):
             file.unlink()
     config = {
@@ -378,7 +419,7 @@ def save(run: Run) -> None:
         "optimizer": run.optimizer.state_dict(),
         "anchor": run.anchor if run.repeat else [],  # between two batches the anchor is W itself
         "alpha": dataclasses.asdict(run.alpha),
-        "stream": [run.stream.epoch, run.stream.position],
+        "stream": run.stream.state(),
         "progress": {name: getattr(run, name) for name in PROGRESS},
         "seen": sorted(run.seen),
         "run": identity(run),
@@ -404,7 +445,7 @@ def restore(run: Run) -> None:
     for anchor, saved in zip(run.anchor, state["anchor"], strict=False):
         anchor.copy_(saved)
     run.alpha = bcp.Alpha(**state["alpha"])
-    run.stream.seek(*state["stream"])
+    run.stream.load_state(state["stream"])
     run.seen = set(state["seen"])
     for name in PROGRESS:
         setattr(run, name, state["progress"][name])
@@ -468,6 +509,17 @@ class Journal:
             checkpoint.save_weights(run.folder, run.update, run.model.state_dict())
         return scores
 
+    def forgetting(self, autocast) -> None:
+        """Score again what was met of a few batches from all along the curriculum, without the current one."""
+        run, found = self.run, []
+        for batch, (update, left) in sorted(run.left.items()):
+            if batch != run.stream.batch:
+                rows = batch * run.stream.batch_size + np.arange(run.stream.batch_size)
+                x, y = (torch.from_numpy(part).to(run.device) for part in run.stream.blocks(rows))
+                with torch.no_grad(), autocast:
+                    found.append([batch, run.update - update, left, run.model(x, y).item()])
+        self.record(update=run.update, forgetting=found)
+
     def close(self) -> None:
         self.bar.close()
         self.metrics.close()
@@ -481,7 +533,7 @@ def report(run: Run, scores: evaluate.Scores) -> None:
         rows += [("minimal pairs", f"{scores.toy:5.1f} %, mean of {len(scores.pairs)} paradigms")]
         rows += [(f"  {uid}", f"{score['accuracy']:5.1f} %") for uid, score in scores.pairs.items()]
     passes = stream.epoch + stream.position / stream.n_batches
-    share = len(run.seen) * args.batch_size * args.block_size / len(stream.tokens)
+    share = len(run.seen) * stream.batch_size * args.block_size / run.text_tokens
     rows += [("batches seen", f"{len(run.seen)} of {stream.n_batches}, in {passes:.2f} passes")]
     rows += [("tokens seen", f"{100 * share:.1f} % of the training text")]
     if run.visits:
@@ -489,6 +541,11 @@ def report(run: Run, scores: evaluate.Scores) -> None:
         rows += [("repeats of a batch", f"{numbers}, largest {max(run.visits)}")]
     if args.mode == "bcp":
         rows += [("unconverged", f"{run.unconverged} of {len(run.visits)} batches, goal {args.goal:g} nats per token")]
+    if kept := [entry for record in read_metrics(run) for entry in record.get("forgetting", [])]:
+        lost = [now - left for _, _, left, now in kept]
+        rows += [
+            ("forgetting", f"{statistics.fmean(lost):+.2f} nats from a batch's last update, at worst {max(lost):+.2f}")
+        ]
     rows += [("speed", f"{run.update * args.batch_size * args.block_size / run.seconds:,.0f} tokens per second")]
     rows += [("training time", f"{run.seconds:.0f} s for {run.update} updates")]
     width = max(len(name) for name, _ in rows)
@@ -498,14 +555,17 @@ def report(run: Run, scores: evaluate.Scores) -> None:
               f"--mode=random reaches is good, and by this run's losses try --goal={better}")  # fmt: skip
 
 
+def read_metrics(run: Run) -> list[dict]:
+    return [json.loads(line) for line in (run.folder / checkpoint.METRICS).read_text().splitlines()]
+
+
 def suggested_goal(run: Run) -> float | None:
     """The goal with which half of the batches would have converged, nats per token; None without recorded losses.
 
     With threshold 1 a batch converges when the mean of L over its repeats is down to the goal: the median of that mean.
     """
     losses = {}
-    for line in (run.folder / checkpoint.METRICS).read_text().splitlines():
-        record = json.loads(line)
+    for record in read_metrics(run):
         if record.get("loss") is not None:
             losses.setdefault((record["epoch"], record["batch"]), []).append(record["loss"])
     return math.ceil(10 * statistics.median(map(statistics.fmean, losses.values()))) / 10 if losses else None
@@ -525,19 +585,44 @@ def lr_factor(update: int, budget: int, warmup: int, schedule: str) -> float:
     return 1.0
 
 
-def loss_and_gradient(forward, x: torch.Tensor, y: torch.Tensor, parts: int, autocast) -> float:
+def loss_and_gradient(forward, x: torch.Tensor, y: torch.Tensor, parts: int, autocast, of_blocks=None) -> float:
     """L, the mean cross-entropy of the batch x, y (B, T) in nats per token; its gradient is left in the weights.
 
-    The batch is worked through in equal parts. L is on its way to the host while the last backward pass runs.
+    The batch is worked through in equal parts. L is on its way to the host while the last backward pass runs. Into
+    the list `of_blocks`, if there is one, goes the loss of each block.
     """
     loss = torch.zeros((), device=x.device)
     for part_x, part_y in zip(x.chunk(parts), y.chunk(parts), strict=True):
         with autocast:
-            part = forward(part_x, part_y) / parts
+            if of_blocks is None:
+                part = forward(part_x, part_y) / parts
+            else:
+                each = forward(part_x, part_y, reduction="none").mean(dim=1)  # (B / parts)
+                of_blocks.append(each.detach())
+                part = each.mean() / parts
         loss += part.detach()
         read_loss = bcp.copy_to_host(loss)
         part.backward()
     return read_loss()
+
+
+def add_replay(run: Run, forward, autocast, W: list[torch.Tensor]) -> None:
+    """Add f times the gradient of the loss on replayed blocks, clipped by itself, to the gradient in the weights."""
+    rows = run.stream.replay(n_replayed(run.args), run.args.replay_power, run.update)
+    x, y = (torch.from_numpy(part).to(run.device) for part in run.stream.blocks(rows))
+    new = [w.grad for w in W]
+    for w in W:
+        w.grad = None
+    loss_and_gradient(forward, x, y, run.args.grad_accum, autocast)
+    bcp.clip_and_scale([w.grad for w in W], run.args.clip, run.args.replay)
+    torch._foreach_add_([w.grad for w in W], new)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, alpha: float) -> None:
+    """The learning rate of the next step, times alpha. Weight decay, which AdamW multiplies by it, stays."""
+    alpha = max(alpha, 1e-8)
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = lr * alpha, group["decay"] / alpha
 
 
 class Watch:
@@ -589,6 +674,7 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
     compiled = args.compile if args.compile is not None else run.device.type == "cuda"
     forward = torch.compile(run.model) if compiled else run.model
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    sample = set(np.linspace(0, stream.n_batches - 1, 8).astype(int).tolist())  # followed by --track-forgetting
     scores, x, y = None, None, None
     if run.update == 0:
         journal.evaluation()
@@ -596,22 +682,28 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
     while run.update < run.last_update and not signals:
         began = time.perf_counter()
         factor = lr_factor(run.update, run.budget, args.warmup, args.lr_schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * factor
         if x is None or run.repeat == 0:
             x, y = (torch.from_numpy(part).to(run.device) for part in stream.blocks())  # X_t, (B, T)
-        run.seen.add(stream.batch)
+        if stream.batch is not None:
+            run.seen.add(stream.batch)
         if is_bcp and run.repeat == 0:
             bcp.drop_anchor(run.anchor, W)
             alpha.restart()
 
         # Step 1: the loss of W on the batch.
-        L = loss_and_gradient(forward, x, y, args.grad_accum, autocast)
+        of_blocks = [] if args.mode == "lfr" else None
+        L = loss_and_gradient(forward, x, y, args.grad_accum, autocast, of_blocks)
+        if of_blocks:
+            stream.track(torch.cat(of_blocks).cpu().numpy())
 
         # Step 2: alpha' = alpha + eta (L - L_goal), then W' = AdamW(alpha' L). Outside bcp alpha stays 1.
         before = alpha.alpha, alpha.falls
         alpha_raw = alpha.update(L) if is_bcp else None
-        norm = bcp.clip_and_scale([w.grad for w in W], args.clip, alpha.alpha)
+        strength = {"loss": 1.0, "lr": 1.0} | {args.alpha_on: alpha.alpha}  # what alpha acts on; the poster: the loss
+        norm = bcp.clip_and_scale([w.grad for w in W], args.clip, (1 - args.replay) * strength["loss"])
+        if args.replay:
+            add_replay(run, forward, autocast, W)
+        set_rate(optimizer, args.lr * factor, strength["lr"])
         watch = Watch(W) if (run.update + 1) % args.norms_every == 0 else None
         applied = guard(optimizer, L, norm)
         optimizer.step()
@@ -633,9 +725,14 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
             raise FloatingPointError(f"{run.bad_updates} updates in a row were skipped, the last (update {run.update}, "
                                      f"batch {stream.batch}) for its {notes['skipped']}; try a lower --lr")  # fmt: skip
 
+        if args.track_forgetting and stream.batch in sample:
+            run.left[stream.batch] = [run.update, L]
+
         # Step 4: has the batch been learnt? Then the next one, else the same again.
         if alpha.done if is_bcp else run.repeat >= times:
             finish_batch(run)
+        if args.track_forgetting and run.update % args.track_forgetting == 0:
+            journal.forgetting(autocast)
         if run.update % args.eval_every == 0 or run.update == run.last_update:
             scores = journal.evaluation()
         if run.update % args.save_every == 0 or run.update == run.last_update:

@@ -198,3 +198,20 @@ def test_fact_3_alphas_fall_leaves_a_shadow_on_the_next_batch():
     assert max(share[60:100]) > 1.3  # only alpha's change acts: while it climbs, steps are longer
     # The next batch's first steps are too short; fifty updates later they still are.
     assert max(share[140:160]) < 0.5 and share[165] < 0.6 and share[190] < 0.9
+
+
+def test_a_leak_lets_alpha_forget_its_excess():
+    alpha = Alpha(eta=0.5, goal=2.0, leak=0.25)
+    assert alpha.update(4.0) == 2.0  # 1 + 0.5 * 2 + 0.25 * 0
+    assert alpha.update(2.0) == 1.75  # 2 + 0 + 0.25 * (1 - 2)
+    for _ in range(100):
+        alpha.update(3.0)
+    assert alpha.alpha == pytest.approx(1 + 0.5 * 1 / 0.25)  # where eta (L - goal) and the leak balance: no windup
+
+
+def test_a_relative_goal_is_a_share_of_the_first_loss_of_each_batch():
+    alpha = Alpha(eta=1.0, goal=99.0, goal_rel=0.5)
+    assert alpha.update(4.0) == 3.0 and alpha.goal == 2.0
+    assert alpha.update(1.0) == 2.0 and alpha.goal == 2.0
+    alpha.restart()
+    assert alpha.update(2.0) == 2.0 and alpha.goal == 1.0

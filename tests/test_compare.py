@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,21 +26,32 @@ def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
     grid = tmp_path / "small.toml"
     grid.write_text(GRID.format(cache=cache, more="--max-updates=6 --eval-every=100"))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
+
     # Two jobs have a thread each on two cores; one job would have two, which wait for each other on a busy machine.
-    command = [sys.executable, "-m", "tools.compare", grid, "--jobs=2"]
-    for _ in range(2):  # the second time, everything is there already
+    def compare_them() -> str:
+        command = [sys.executable, "-m", "tools.compare", grid, "--jobs=2"]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
         assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    first = compare_them()
+    assert first.count(", seed ") == 4
     folders = {path.name for path in (tmp_path / "out" / "small").iterdir()}
     assert folders == {"random-s0", "random-s1", "bcp-p-2-s0", "bcp-p-2-s1"}
     results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
     assert [len(results[run]) for run in ("random", "bcp, p = 2")] == [2, 2]
-    one = results["bcp, p = 2"][0]
+    one = results["bcp, p = 2"]["0"]
     metrics = (tmp_path / "out" / "small" / "bcp-p-2-s0" / "metrics.jsonl").read_text().splitlines()
     assert one["val_loss"] == json.loads(metrics[-1])["val_loss"] and one["unconverged"] == 0
     assert len([line for line in metrics if '"loss"' in line]) == 6
     table = (tmp_path / "results" / "small.md").read_text()
-    assert table.count("\n") == 4 and "| bcp, p = 2 |" in table and table in done.stdout.decode()
+    assert table.count("\n") == 4 and "| bcp, p = 2 |" in table and table in first
+    assert (tmp_path / "results" / "small.svg").exists() and (tmp_path / "results" / "small.png").exists()
+
+    shutil.rmtree(tmp_path / "out")  # what is in the .json is not made again, unless its flags have changed
+    assert ", seed " not in compare_them()
+    grid.write_text(grid.read_text().replace("--goal=7.4", "--goal=7.3"))
+    assert compare_them().count(", seed ") == 2
 
 
 def test_spread_and_paired_difference_by_hand():

@@ -1,5 +1,6 @@
 """Difficulty, order, and the stream of batches of each regime."""
 
+import json
 import math
 import time
 
@@ -189,3 +190,67 @@ def test_the_toys_stages_are_ordered_by_difficulty(cache):
     """The order that the poster's idea asks for comes out of the surprisal alone: early stages first."""
     means = [np.mean([len(line.split()) for line in toy.sample_lines(stage, 50)]) for stage in range(3)]
     assert means[0] < means[1] < means[2]
+
+
+def test_a_share_of_the_text_is_its_easy_lines_in_either_order():
+    corpus = corpus_of([[[i] * (i + 1)] for i in range(9)], vocab_size=20)  # lines of 1, 2, ... tokens and end-of-text
+    whole = curriculum.order_lines(corpus, "curriculum", "length", 0)
+    assert whole.tolist() == list(range(9))
+    for share, lines in ((1.0, 9), (0.5, 6), (0.1, 3), (0.01, 1)):  # 2, 5, 9, 14, 20, 27, ... of 54 tokens
+        easy = curriculum.order_lines(corpus, "curriculum", "length", 0, share)
+        assert easy.tolist() == list(range(lines))
+        assert sorted(curriculum.order_lines(corpus, "random", "length", 0, share)) == list(range(lines))
+
+
+def test_learn_focus_review_takes_all_then_the_hardest_then_all():
+    tokens = np.arange(24 * 4 + 1, dtype=np.uint16)
+    stream = curriculum.Stream(tokens, 4, 4, reshuffle=True, seed=3, focus=0.34)  # 6 batches of 4 blocks
+    seen, epochs = [], []
+    for _ in range(2 * (6 + 2 + 6)):
+        rows = stream.rows
+        x, y = stream.blocks()
+        assert x[:, 0].tolist() == (4 * rows).tolist() and (y == x + 1).all()
+        seen.append(rows.tolist())
+        epochs.append((stream.epoch, stream.batch is None))
+        stream.track(np.where(rows % 3 == 0, 5.0, 1.0) + rows / 100)  # every third block is hard
+        stream.advance()
+    assert [epochs.count((e, e % 3 == 1)) for e in range(6)] == [6, 2, 6, 6, 2, 6]
+    hard = sorted(sum(seen[6:8], []))
+    assert hard == sorted(sorted(range(24), key=lambda row: -(5 * (row % 3 == 0) + row / 100))[:8])
+    assert sorted(sum(seen[:6], [])) == sorted(sum(seen[8:14], [])) == list(range(24))
+
+
+def test_a_stream_goes_on_in_the_middle_of_a_focus():
+    def rest(stream: curriculum.Stream, count: int) -> list:
+        taken = []
+        for _ in range(count):
+            taken.append(stream.rows.tolist())
+            stream.track(np.random.default_rng(len(taken)).random(4) + stream.rows)
+            stream.advance()
+        return taken
+
+    tokens = np.arange(24 * 4 + 1, dtype=np.uint16)
+    stream, other = (curriculum.Stream(tokens, 4, 4, True, 5, focus=0.5) for _ in range(2))
+    rest(stream, 7)
+    other.load_state(json.loads(json.dumps(stream.state())))
+    assert rest(other, 20) == rest(stream, 20)
+
+
+@pytest.mark.parametrize("reshuffle", [False, True])
+def test_replayed_blocks_were_met_before_and_recent_ones_come_more_often(reshuffle):
+    stream = curriculum.Stream(np.arange(40 * 4 + 1, dtype=np.uint16), 4, 4, reshuffle, seed=1)  # 10 batches
+    assert (stream.replay(3, 1.0, 0) == stream.rows[:3]).all()  # nothing was met yet
+    met = []
+    for update in range(9):
+        met.append(stream.batch)
+        stream.advance()
+        assert set(stream.replay(200, 0.0, update) // 4) == set(met)
+    met.append(stream.batch)
+    stream.advance()  # the second epoch: of all that was met, the current batch does not count
+    drawn = stream.replay(60_000, 1.0, 0) // 4
+    ago = [batch for batch in reversed(met) if batch != stream.batch]
+    share = np.array([(drawn == batch).mean() for batch in ago])
+    expected = 1 / np.arange(1, len(ago) + 1)
+    np.testing.assert_allclose(share, expected / expected.sum(), atol=0.01)
+    assert (stream.replay(50, 1.0, 7) == stream.replay(50, 1.0, 7)).all()
+    assert (stream.replay(50, 1.0, 7) != stream.replay(50, 1.0, 8)).any()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +22,9 @@ def test_the_lines_of_code_beside_the_formulas_stand_in_the_code():
 
 def test_every_flag_that_it_names_is_one_and_every_training_command_parses():
     flags = {option for action in train.get_parser()._actions for option in action.option_strings}
+    evaluating = {option for action in evaluate.get_parser()._actions for option in action.option_strings}
     named = set(re.findall(r"`(--[a-z][a-z-]*|--C)", README))
-    assert len(named) > 20 and named <= flags | {"--weights"}
+    assert len(named) > 20 and named <= flags | evaluating
     commands = re.findall(r"^    python train\.py (.*?)(?:#.*)?$", README, flags=re.MULTILINE)
     assert commands
     for command in commands:

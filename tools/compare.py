@@ -5,14 +5,18 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     seeds = [0, 1, 2]
     reference = "random"
     flags = "--epochs=10"             # of all runs
+    quick = "--epochs=3"              # of all runs with --quick, which takes the first seed only
     [runs]
     random = "--mode=random"
     "BCP, p = 1" = "--mode=bcp --p=1"
 
-Run folders lie in out/<name of the file>/; a grid that was stopped goes on where it stood, in the middle of a run too.
-Written are results/<name>.json, the evaluations and the coverage of every run, and results/<name>.md, their table:
-scores at the end, and of minimal pairs also the mean over the evaluations of the run's last quarter; mean and standard
-error over seeds, and the paired difference from the reference with its 95 % interval (Student's t).
+Written are results/<name>.json, what every run reached, after each of them; results/<name>.md, their table; and the
+figure results/<name>.png and .svg. The table has the scores at the end, and of minimal pairs also the mean over the
+evaluations of the run's last quarter: mean and standard error over seeds, and the paired difference from the reference
+with its 95 % interval (Student's t).
+
+A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
+one that was cut in the middle goes on from its checkpoint in out/<name>/.
 """
 
 import argparse
@@ -24,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
@@ -44,24 +48,36 @@ def train(out: Path, flags: list[str], threads: int) -> None:
 def summary(out: Path) -> dict:
     """What a finished run reached: its evaluations, and how much of the text it saw."""
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    updates = [record for record in records if "loss" in record]
     config = json.loads((out / "config.json").read_text())
     visits: dict[tuple[int, int], int] = {}
-    for record in records:
-        if "loss" in record:
-            visit = (record["epoch"], record["batch"])
-            visits[visit] = visits.get(visit, 0) + 1
+    seen, coverage = set(), []  # batches met, and how many at each update
+    for record in updates:
+        if record["batch"] is not None:  # the hardest blocks, of lfr, belong to no batch
+            seen.add(record["batch"])
+        coverage.append(len(seen))
+        visit = (record["epoch"], record["batch"])
+        visits[visit] = visits.get(visit, 0) + 1
     evaluations = [record for record in records if "val_loss" in record]
+    for evaluation in evaluations:  # the share of the text seen by then, percent
+        evaluation["seen"] = share(coverage[evaluation["update"] - 1], config) if evaluation["update"] else 0.0
     late = [record["toy"] for record in evaluations if record["update"] >= 0.75 * evaluations[-1]["update"]]
     return {
         "val_loss": evaluations[-1]["val_loss"],
         "toy": evaluations[-1]["toy"],
         "late": statistics.fmean(late) if None not in late else None,
-        "seen": 100 * len({batch for _, batch in visits}) / config["batches"],
+        "seen": share(len(seen), config),
         "passes": len(visits) / config["batches"],
         "repeats": statistics.median(visits.values()),
         "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits.values()),
         "evaluations": evaluations,
     }
+
+
+def share(batches: int, config: dict) -> float:
+    """So many batches as a share of the training text, percent."""
+    flags = config["flags"]
+    return 100 * batches / config["batches"] * flags.get("data_share", 1)
 
 
 def spread(values: list[float | None], digits: int) -> str:
@@ -81,24 +97,74 @@ def paired(values: list[float | None], reference: list[float | None], digits: in
     return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
 
 
-def table(results: dict[str, list[dict]], reference: str) -> str:
-    """The Markdown table of a grid."""
+def table(results: dict[str, dict[str, dict]], reference: str) -> str:
+    """The Markdown table of a grid: run -> seed -> what it reached. Differences are over the seeds that both have."""
     rows = [
         f"| run | minimal pairs, % | over the last quarter, % | against {reference} | validation loss, nats | "
-        f"against {reference} | batches seen, % | passes | median repeats |",
+        f"against {reference} | text seen, % | passes | median repeats |",
         "|---" * 9 + "|",
     ]
-    base = {key: [run[key] for run in results[reference]] for key in ("toy", "val_loss")}
-    for name, runs in results.items():
-        column = {key: [run[key] for run in runs] for key in runs[0]}
-        cells = [name, spread(column["toy"], 1), spread(column["late"], 1), paired(column["toy"], base["toy"], 1)]
-        cells += [spread(column["val_loss"], 2), paired(column["val_loss"], base["val_loss"], 2)]
-        cells += [f"{statistics.fmean(column['seen']):.0f}", f"{statistics.fmean(column['passes']):.1f}"]
-        cells += [f"{statistics.fmean(column['repeats']):.0f}"]
-        if name == reference:
-            cells[3] = cells[5] = ""
+    for name, seeds in results.items():
+        if not seeds:
+            continue
+        both = [seed for seed in seeds if seed in results[reference]]
+
+        def column(key: str, seeds=seeds) -> list:
+            return [run[key] for run in seeds.values()]
+
+        def gap(key: str, digits: int, seeds=seeds, both=both) -> str:
+            own, base = ([runs[seed][key] for seed in both] for runs in (seeds, results[reference]))
+            return "" if seeds is results[reference] else paired(own, base, digits)
+
+        cells = [name, spread(column("toy"), 1), spread(column("late"), 1), gap("toy", 1)]
+        cells += [spread(column("val_loss"), 2), gap("val_loss", 2), f"{statistics.fmean(column('seen')):.0f}"]
+        cells += [f"{statistics.fmean(column('passes')):.1f}", f"{statistics.fmean(column('repeats')):.0f}"]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
+
+
+def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
+    """Minimal pairs and validation loss, against updates and against the share of the text seen: mean over seeds, and a
+    band of one standard error. Without matplotlib there is no figure, and a line that says so."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no figure: matplotlib is missing (pip install matplotlib)")
+        return
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = {name: [run["evaluations"] for run in seeds.values()] for name, seeds in results.items() if seeds}
+    colours = plt.get_cmap("viridis")([i / max(1, len(drawn) - 1) * 0.92 for i in range(len(drawn))])
+    dashes = ["-", "--", "-.", ":"]
+    measures = [("toy", "minimal pairs, %"), ("val_loss", "validation loss, nats per token")]
+    axes_of = [("update", "updates"), ("seen", "training text seen, %")]
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), sharex="col", sharey="row", layout="constrained")
+    for row, (measure, y_label) in zip(axes, measures, strict=True):
+        for ax, (along, x_label) in zip(row, axes_of, strict=True):
+            for i, (name, runs) in enumerate(drawn.items()):
+                if any(evaluation.get(key) is None for run in runs for evaluation in run for key in (measure, along)):
+                    continue
+                x = [
+                    statistics.fmean(points) for points in zip(*([e[along] for e in run] for run in runs), strict=True)
+                ]
+                columns = list(zip(*([e[measure] for e in run] for run in runs), strict=True))
+                mean = [statistics.fmean(values) for values in columns]
+                error = [statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in columns]
+                line = {"color": colours[i], "linestyle": dashes[i % len(dashes)], "marker": "osD^v<>P*"[i % 9]}
+                ax.plot(x, mean, label=name, markersize=4, **line)
+                if along == "update":
+                    low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
+                    ax.fill_between(x, low, high, color=colours[i], alpha=0.2, linewidth=0)
+            ax.grid(alpha=0.3)
+            if row is axes[-1]:
+                ax.set_xlabel(x_label)
+        row[0].set_ylabel(y_label)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    for kind in ("png", "svg"):
+        figure.savefig(file.with_suffix(f".{kind}"), dpi=130, metadata={"Date": None} if kind == "svg" else None)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -109,6 +175,7 @@ def main() -> None:
         description=__doc__,
     )
     parser.add_argument("grid", type=Path, help="the TOML file")
+    parser.add_argument("--quick", action="store_true", help="the first seed, with the file's quick flags")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
     args = parser.parse_args()
     if args.jobs < 1:
@@ -125,26 +192,49 @@ def main() -> None:
         parser.error(f"{args.grid}: not a grid of runs ({type(error).__name__}: {error}); see --help")
 
     name, threads = args.grid.stem, max(1, (os.cpu_count() or 1) // args.jobs)
-    jobs = {(run, seed): Path("out") / name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
-            for seed in seeds for run in runs}  # fmt: skip
+    if args.quick:
+        name, seeds, common = f"{name}-quick", seeds[:1], common + shlex.split(grid.get("quick", ""))
+    file = Path("results") / f"{name}.json"
+    try:
+        known = json.loads(file.read_text())["results"] if file.exists() else {}
+    except (ValueError, KeyError, OSError) as error:
+        parser.error(f"{file}: damaged ({error}); delete it, and runs in out/{name} are summed up again")
+    wanted = {(run, str(seed)): [*common, *flags[run], f"--seed={seed}"] for seed in seeds for run in runs}
+    results = {run: {} for run in runs}
+    for (run, seed), its_flags in wanted.items():
+        if known.get(run, {}).get(seed, {}).get("flags") == shlex.join(its_flags):
+            results[run][seed] = known[run][seed]
 
-    def work(job: tuple[str, int]) -> dict:
-        train(jobs[job], [*common, *flags[job[0]], f"--seed={job[1]}"], threads)
-        result = summary(jobs[job])
-        print(f"{jobs[job]}: pairs {result['toy']} %, validation loss {result['val_loss']}", flush=True)
-        return result
+    def work(job: tuple[str, str]) -> tuple[str, str, dict]:
+        run, seed = job
+        out = Path("out") / name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
+        train(out, wanted[job], threads)
+        return run, seed, {"flags": shlex.join(wanted[job]), **summary(out)}
 
     try:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            finished = dict(zip(jobs, pool.map(work, jobs), strict=True))
-        Path("results").mkdir(exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
+        pool = ThreadPoolExecutor(args.jobs)
+        try:
+            for done in as_completed([pool.submit(work, job) for job in wanted if job[1] not in results[job[0]]]):
+                run, seed, result = done.result()
+                results[run] = dict(sorted([*results[run].items(), (seed, result)], key=lambda item: int(item[0])))
+                keep(file, {"grid": grid, "results": results})
+                print(f"{run}, seed {seed}: pairs {result['toy']} %, validation loss {result['val_loss']}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure, nothing more is begun
+        keep(file, {"grid": grid, "results": results})
+        file.with_suffix(".md").write_text(table(results, reference))
+        draw(results, file)
     except (RuntimeError, OSError) as error:
         sys.exit(f"tools.compare: {error}")
-    results = {run: [finished[run, seed] for seed in seeds] for run in runs}
-    record = {"grid": grid, "results": results}
-    (Path("results") / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    (Path("results") / f"{name}.md").write_text(table(results, reference))
     print("\n" + table(results, reference))
+
+
+def keep(file: Path, record: dict) -> None:
+    """Write the results beside, and rename them over the old ones."""
+    beside = file.with_name(file.name + ".part")
+    beside.write_text(json.dumps(record) + "\n")
+    os.replace(beside, file)
 
 
 if __name__ == "__main__":
