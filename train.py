@@ -208,7 +208,7 @@ import checkpoint  # noqa: E402
 import curriculum  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
-from model import PRESETS, Transformer, count_parameters, pick_device, pick_dtype  # noqa: E402
+from model import PRESETS, Transformer, count_parameters, pick_device, pick_dtype, reuse_memory  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -251,6 +251,7 @@ PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged", "bad_updates
 def start(args: argparse.Namespace) -> Run:
     """Text to tokens, tokens to batches, sizes to a model. Raises ValueError, one line, for what does not fit."""
     device = pick_device(args.device)
+    reuse_memory()
     args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
     args.order = args.order or ("random" if args.mode == "random" else "curriculum")
@@ -600,7 +601,7 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
         for group in optimizer.param_groups:
             group["lr"] = args.lr * factor
         if x is None or run.repeat == 0:
-            x, y = (torch.from_numpy(part).to(run.device) for part in stream.blocks())  # X_t, (B, T)
+            x, y = (bcp.copy_to_device(part, run.device) for part in stream.blocks())  # X_t, (B, T)
         run.seen.add(stream.batch)
         if is_bcp and run.repeat == 0:
             bcp.drop_anchor(run.anchor, W)
