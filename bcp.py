@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,14 +82,16 @@ def pull_back(W: list[Tensor], anchor: list[Tensor], C: float, p: int, prox: boo
           (Parikh & Boyd 2014, "Proximal Algorithms"). For p = 1, the soft threshold: a weight within C of its anchor
           lands exactly on it.
     """
+    if p == 2:
+        torch._foreach_lerp_(W, anchor, C / (1 + C) if prox else C)  # W' - C D, in one pass over the weights
+        return
     D = torch._foreach_sub(W, anchor)  # W' - W_{t,0}
-    if p == 1 and prox:
+    if prox:
         near = torch._foreach_clamp_max(torch._foreach_clamp_min(D, -C), C)
         torch._foreach_copy_(W, torch._foreach_add(anchor, torch._foreach_sub(D, near)))
-    elif p == 1:
-        torch._foreach_sub_(W, torch._foreach_sign(D), alpha=C)
     else:
-        torch._foreach_sub_(W, D, alpha=C / (1 + C) if prox else C)
+        torch._foreach_sign_(D)
+        torch._foreach_sub_(W, D, alpha=C)
 
 
 @torch.no_grad()
@@ -106,6 +109,13 @@ def clip_and_scale(gradients: list[Tensor], max_norm: float, alpha: float) -> Te
 def distance(W: list[Tensor], V: list[Tensor]) -> float:
     """|W - V|_2 over all tensors together."""
     return torch.nn.utils.get_total_norm(torch._foreach_sub(W, V)).item()
+
+
+def copy_to_device(x: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor on the device. A GPU copies it while the host goes on, and need not wait for the host."""
+    if device.type != "cuda":
+        return torch.from_numpy(x).to(device)
+    return torch.from_numpy(x).pin_memory().to(device, non_blocking=True)
 
 
 def copy_to_host(x: Tensor) -> Callable[[], float]:

@@ -351,7 +351,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import checkpoint  # noqa: E402
-from model import Config, Transformer, pick_device  # noqa: E402
+from model import Config, Transformer, pick_device, reuse_memory  # noqa: E402
 
 # --- Log-probabilities ------------------------------------------------------------------------------------------------
 
@@ -593,6 +593,7 @@ def chosen_tasks(args: argparse.Namespace) -> list[str]:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    reuse_memory()
     device = pick_device(args.device)
     model, tokenizer, config = load_run(args.run, device, args.weights)
     eot, encode = model.config.vocab_size - 1, Encoder(tokenizer)

@@ -231,7 +231,7 @@ import checkpoint  # noqa: E402
 import curriculum  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
-from model import PRESETS, Transformer, count_parameters, pick_device, pick_dtype  # noqa: E402
+from model import PRESETS, Transformer, count_parameters, pick_device, pick_dtype, reuse_memory  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -277,6 +277,7 @@ PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged", "bad_updates
 def start(args: argparse.Namespace) -> Run:
     """Text to tokens, tokens to batches, sizes to a model. Raises ValueError, one line, for what does not fit."""
     device = pick_device(args.device)
+    reuse_memory()
     args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
     shuffled = args.mode in ("random", "lfr")
@@ -609,7 +610,7 @@ def loss_and_gradient(forward, x: torch.Tensor, y: torch.Tensor, parts: int, aut
 def add_replay(run: Run, forward, autocast, W: list[torch.Tensor]) -> None:
     """Add f times the gradient of the loss on replayed blocks, clipped by itself, to the gradient in the weights."""
     rows = run.stream.replay(n_replayed(run.args), run.args.replay_power, run.update)
-    x, y = (torch.from_numpy(part).to(run.device) for part in run.stream.blocks(rows))
+    x, y = (bcp.copy_to_device(part, run.device) for part in run.stream.blocks(rows))
     new = [w.grad for w in W]
     for w in W:
         w.grad = None
@@ -683,7 +684,7 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
         began = time.perf_counter()
         factor = lr_factor(run.update, run.budget, args.warmup, args.lr_schedule)
         if x is None or run.repeat == 0:
-            x, y = (torch.from_numpy(part).to(run.device) for part in stream.blocks())  # X_t, (B, T)
+            x, y = (bcp.copy_to_device(part, run.device) for part in stream.blocks())  # X_t, (B, T)
         if stream.batch is not None:
             run.seen.add(stream.batch)
         if is_bcp and run.repeat == 0:

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bcp import Alpha, clip_and_scale, copy_to_host, distance, pull_back
+from bcp import Alpha, clip_and_scale, copy_to_host, distance, drop_anchor, pull_back
+from model import Config, Transformer
 
 
 def run(losses, **settings):
@@ -215,3 +216,67 @@ def test_a_relative_goal_is_a_share_of_the_first_loss_of_each_batch():
     assert alpha.update(1.0) == 2.0 and alpha.goal == 2.0
     alpha.restart()
     assert alpha.update(2.0) == 2.0 and alpha.goal == 1.0
+
+
+@pytest.mark.parametrize(("p", "prox"), [(1, False), (1, True), (2, False), (2, True)])
+def test_fifty_updates_equal_the_method_written_out(p, prox):
+    """Every parameter after each of fifty updates, in float64, so that sign() sees the same signs on both sides.
+
+    The reference knows neither bcp.py nor torch.optim: AdamW, clipping, alpha and pull are formulas, weight by weight.
+    """
+    torch.manual_seed(0)
+    config = Config(n_layer=2, n_embd=16, n_head=4, n_kv_head=2, n_mlp=24, vocab_size=50)
+    fast = Transformer(config).double()
+    plain = Transformer(config).double()
+    plain.load_state_dict(fast.state_dict())
+    batches = torch.randint(0, 50, (9, 2, 4, 8))  # X_t: inputs and targets, (B, T) each
+    lr, C, eta, goal, decay, clip = 0.01, 0.002 if p == 1 else 0.1, 0.5, 3.9, 0.1, 1.0
+
+    W, alpha, t = list(fast.parameters()), Alpha(eta, goal), 0
+    anchor = [w.detach().clone() for w in W]
+    optimizer = torch.optim.AdamW(W, lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay, fused=True)
+
+    V, a, falls, s = list(plain.parameters()), 1.0, 0, 0
+    start = [v.detach().clone() for v in V]
+    m, v2 = [torch.zeros_like(v) for v in V], [torch.zeros_like(v) for v in V]
+
+    clipped = 0
+    for k in range(1, 51):
+        L = fast(*batches[t % 9])
+        L.backward()
+        alpha.update(L.item())
+        clip_and_scale([w.grad for w in W], clip, alpha.alpha)
+        optimizer.step()
+        optimizer.zero_grad()
+        pull_back(W, anchor, C, p, prox)
+        if alpha.done:
+            t += 1
+            alpha.restart()
+            drop_anchor(anchor, W)
+
+        L = plain(*batches[s % 9])
+        gradients = torch.autograd.grad(L, V)
+        raw = a + eta * (L.item() - goal)
+        falls = falls + 1 if raw < a else 0
+        a = max(raw, 0.0)
+        norm = sum(g.square().sum() for g in gradients).sqrt()
+        clipped += bool(norm > clip)
+        with torch.no_grad():
+            for i, (w, g, w0) in enumerate(zip(V, gradients, start, strict=True)):
+                g = g * min(1.0, clip / (norm + 1e-6)) * a
+                m[i] = 0.9 * m[i] + 0.1 * g
+                v2[i] = 0.95 * v2[i] + 0.05 * g * g
+                w *= 1 - lr * decay
+                w -= lr * (m[i] / (1 - 0.9**k)) / ((v2[i] / (1 - 0.95**k)).sqrt() + 1e-8)
+                d = w - w0
+                if p == 1:
+                    w -= d.clamp(-C, C) if prox else C * d.sign()
+                else:
+                    w -= (C / (1 + C) if prox else C) * d
+            if falls >= 2 and a < 1:
+                s, a, falls, start = s + 1, 1.0, 0, [w.clone() for w in V]
+
+        assert t == s
+        for name, w in fast.named_parameters():
+            torch.testing.assert_close(w, plain.get_parameter(name), rtol=1e-4, atol=1e-8)
+    assert t >= 2 and 0 < clipped < 50, clipped  # batches converged, gradients were clipped, both at times

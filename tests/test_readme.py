@@ -16,7 +16,7 @@ def test_the_lines_of_code_beside_the_formulas_stand_in_the_code():
     table = README[README.index("| step | poster | code |") : README.index("W_t,0, the *anchor*")]
     quoted = re.findall(r"`([^`]+)`", table)
     code = (ROOT / "bcp.py").read_text() + (ROOT / "train.py").read_text()
-    assert len(quoted) == 9
+    assert len(quoted) == 10
     assert [line for line in quoted if line not in code] == []
 
 
