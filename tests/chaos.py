@@ -47,6 +47,8 @@ REGIMES = {
     "curriculum-repeat": ["--mode=curriculum-repeat", "--repeats=4"],
     "bcp, p = 1": ["--mode=bcp", "--goal=5"],
     "bcp, p = 2": ["--mode=bcp", "--p=2", "--goal=5"],
+    "bcp with replay": ["--mode=bcp", "--goal=5", "--replay=0.25", "--track-forgetting=7"],
+    "lfr": ["--mode=lfr"],
 }
 
 

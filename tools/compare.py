@@ -212,7 +212,6 @@ def main() -> None:
         return run, seed, {"flags": shlex.join(wanted[job]), **summary(out)}
 
     try:
-        file.parent.mkdir(exist_ok=True)
         pool = ThreadPoolExecutor(args.jobs)
         try:
             for done in as_completed([pool.submit(work, job) for job in wanted if job[1] not in results[job[0]]]):
@@ -232,6 +231,7 @@ def main() -> None:
 
 def keep(file: Path, record: dict) -> None:
     """Write the results beside, and rename them over the old ones."""
+    file.parent.mkdir(exist_ok=True)
     beside = file.with_name(file.name + ".part")
     beside.write_text(json.dumps(record) + "\n")
     os.replace(beside, file)
