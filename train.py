@@ -191,7 +191,9 @@ ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, b
 
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
+import datetime  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import platform  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
@@ -201,6 +203,8 @@ from collections.abc import Callable, Iterator  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch import distributed  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import bcp  # noqa: E402
@@ -250,7 +254,7 @@ PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged", "bad_updates
 
 def start(args: argparse.Namespace) -> Run:
     """Text to tokens, tokens to batches, sizes to a model. Raises ValueError, one line, for what does not fit."""
-    device = pick_device(args.device)
+    device = join_processes(pick_device(args.device))
     reuse_memory()
     args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
@@ -260,8 +264,9 @@ def start(args: argparse.Namespace) -> Run:
             setattr(args, name, value)
     if args.C is None:
         args.C = DEFAULT_C[args.p] * (args.lr if args.p == 1 else 1.0)
-    if args.batch_size % args.grad_accum:
-        raise ValueError(f"--grad-accum={args.grad_accum}: must divide --batch-size={args.batch_size}")
+    if args.batch_size % (args.grad_accum * n_processes()):
+        share = f" in each of {n_processes()} processes" if n_processes() > 1 else ""
+        raise ValueError(f"--grad-accum={args.grad_accum}: must divide --batch-size={args.batch_size}{share}")
     if args.mode == "curriculum-repeat":
         args.repeats = args.repeats or args.epochs
     folder = choose_folder(args)
@@ -270,7 +275,9 @@ def start(args: argparse.Namespace) -> Run:
     config = dataclasses.replace(preset, **sizes)  # checks the sizes before the text is prepared
 
     settings = (args.tokenizer, args.vocab_size, preset.vocab_size, args.val_share, args.encoding_errors)
-    corpus = data.open_prepared(data.prepare(args.data, args.cache, *settings))
+    with first_process_first():
+        folder_of_text = data.prepare(args.data, args.cache, *settings)
+    corpus = data.open_prepared(folder_of_text)
     tokens = curriculum.join(corpus, curriculum.order_lines(corpus, args.order, args.difficulty, args.seed))
     stream = curriculum.Stream(tokens, args.block_size, args.batch_size, args.mode == "random", args.seed)
     if args.mode == "bcp" and args.goal is None:
@@ -291,6 +298,60 @@ def start(args: argparse.Namespace) -> Run:
         [w.detach().clone() for w in model.parameters()] if args.mode == "bcp" else [],
         bcp.Alpha(args.eta, args.goal or 0.0, args.threshold, args.patience, args.max_repeats),
     )
+
+
+# One process, or several: torchrun --nproc_per_node=N train.py ... Each has all the weights and a share of the rows of
+# every batch. Gradients and L are averaged, so that all take the same decisions; the first process does the writing.
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Under torchrun, meet the other processes. Returns this one's device."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or distributed.is_initialized():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # Torchrun ends the others when a process dies; the time limit is only for an evaluation that they wait through.
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return device
+
+
+def n_processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """The others enter the block when the first process has left it."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
+
+
+def mean_over_processes(x: torch.Tensor) -> torch.Tensor:
+    """The mean of all processes' x, the same to the last bit in each; in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(x)
+        x /= n_processes()
+    return x
+
+
+def own_rows(x: np.ndarray) -> np.ndarray:
+    """This process's share of the rows of x (B, T)."""
+    return np.split(x, n_processes())[distributed.get_rank()] if distributed.is_initialized() else x
 
 
 def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:
@@ -375,6 +436,9 @@ def check_identity(run: Run, file: Path, saved: dict | None) -> None:
 
 def save(run: Run) -> None:
     """A checkpoint from which the run goes on to the same weights, from the middle of a batch's repeats too."""
+    if not is_first():
+        run.saved = run.update
+        return
     state = {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -410,6 +474,9 @@ def restore(run: Run) -> None:
     run.seen = set(state["seen"])
     for name in PROGRESS:
         setattr(run, name, state["progress"][name])
+    wait_for_all()  # until all have read what the first may now change
+    if not is_first():
+        return
     checkpoint.cut_metrics(run.folder, run.update)
     file.replace(last)  # only now, when all is well, does the one before take the place of the last
     run.saved = run.update
@@ -475,6 +542,19 @@ class Journal:
         self.metrics.close()
 
 
+class Silence:
+    """The journal of all processes but the first."""
+
+    def update(self, seconds: float, **numbers) -> None:
+        pass
+
+    def evaluation(self) -> evaluate.Scores:
+        return evaluate.Scores(None, None)
+
+    def close(self) -> None:
+        pass
+
+
 def report(run: Run, scores: evaluate.Scores) -> None:
     """The table at the end of a run."""
     args, stream = run.args, run.stream
@@ -527,19 +607,20 @@ def lr_factor(update: int, budget: int, warmup: int, schedule: str) -> float:
     return 1.0
 
 
-def loss_and_gradient(forward, x: torch.Tensor, y: torch.Tensor, parts: int, autocast) -> float:
+def loss_and_gradient(forward, x: torch.Tensor, y: torch.Tensor, parts: int, autocast, stop: bool) -> list[float]:
     """L, the mean cross-entropy of the batch x, y (B, T) in nats per token; its gradient is left in the weights.
 
-    The batch is worked through in equal parts. L is on its way to the host while the last backward pass runs.
+    The batch is worked through in equal parts. L is on its way to the host while the last backward pass runs. With it
+    goes a second number, above 0 if this process or another one is to stop after this update.
     """
     loss = torch.zeros((), device=x.device)
     for part_x, part_y in zip(x.chunk(parts), y.chunk(parts), strict=True):
         with autocast:
             part = forward(part_x, part_y) / parts
         loss += part.detach()
-        read_loss = bcp.copy_to_host(loss)
+        read = bcp.copy_to_host(mean_over_processes(torch.stack((loss, torch.full_like(loss, stop)))))
         part.backward()
-    return read_loss()
+    return read()
 
 
 class Watch:
@@ -589,26 +670,27 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
     is_bcp = args.mode == "bcp"
     times = (args.repeats or args.epochs) if args.mode == "curriculum-repeat" else 1
     compiled = args.compile if args.compile is not None else run.device.type == "cuda"
-    forward = torch.compile(run.model) if compiled else run.model
+    forward = DistributedDataParallel(run.model) if n_processes() > 1 else run.model
+    forward = torch.compile(forward) if compiled else forward
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    scores, x, y = None, None, None
+    scores, x, y, stop = None, None, None, False
     if run.update == 0:
         journal.evaluation()
 
-    while run.update < run.last_update and not signals:
+    while run.update < run.last_update and not stop:
         began = time.perf_counter()
         factor = lr_factor(run.update, run.budget, args.warmup, args.lr_schedule)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * factor
         if x is None or run.repeat == 0:
-            x, y = (bcp.copy_to_device(part, run.device) for part in stream.blocks())  # X_t, (B, T)
+            x, y = (bcp.copy_to_device(own_rows(part), run.device) for part in stream.blocks())  # X_t, (B, T)
         run.seen.add(stream.batch)
         if is_bcp and run.repeat == 0:
             bcp.drop_anchor(run.anchor, W)
             alpha.restart()
 
         # Step 1: the loss of W on the batch.
-        L = loss_and_gradient(forward, x, y, args.grad_accum, autocast)
+        L, stop = loss_and_gradient(forward, x, y, args.grad_accum, autocast, stop=bool(signals))
 
         # Step 2: alpha' = alpha + eta (L - L_goal), then W' = AdamW(alpha' L). Outside bcp alpha stays 1.
         before = alpha.alpha, alpha.falls
@@ -642,7 +724,7 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
             scores = journal.evaluation()
         if run.update % args.save_every == 0 or run.update == run.last_update:
             save(run)
-    if not signals:
+    if not stop:
         return scores
     save(run)
     return None
@@ -661,10 +743,15 @@ def main(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as held:
         try:
             run = start(args)
-            make_folder(run)
-            held.enter_context(checkpoint.lock(run.folder))
             resuming = bool(args.resume and any(run.folder.glob("checkpoint*.pt")))
-            restore(run) if resuming else open_folder(run)
+            wait_for_all()  # until all have seen the folder as it is now
+            if is_first():
+                make_folder(run)
+                held.enter_context(checkpoint.lock(run.folder))
+            if resuming:
+                restore(run)
+            elif is_first():
+                open_folder(run)
         except ValueError as error:  # a wrong corpus, size, device or checkpoint; the message is one line
             get_parser().error(str(error))
         return go(run, resuming)
@@ -675,7 +762,7 @@ def go(run: Run, resuming: bool) -> int:
     args, corpus = run.args, run.corpus
     if run.update >= run.last_update:
         print(f"{run.folder} is finished after {run.update} updates; score it with: python evaluate.py {run.folder}")
-        if args.average_last and not (run.folder / checkpoint.AVERAGE).exists():  # it ended just before
+        if args.average_last and is_first() and not (run.folder / checkpoint.AVERAGE).exists():  # it ended just before
             average(run)
         return 0
     sizes = f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
@@ -685,16 +772,22 @@ def go(run: Run, resuming: bool) -> int:
     print(f"text    {corpus.meta['corpus']}: vocabulary {corpus.vocab_size:,}, {sizes}")
     print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
     to_go_on = f"to go on: python train.py --resume --out={run.folder}"
+    lost = (RuntimeError,) if n_processes() > 1 else ()  # what torch raises when another process has died
     try:
-        with caught_signals() as signals, contextlib.closing(Journal(run)) as journal:
+        with caught_signals() as signals, contextlib.closing(Journal(run) if is_first() else Silence()) as journal:
             scores = train(run, journal, signals)
-    except (OSError, FloatingPointError) as error:  # a full disk, say; what was saved before is whole
+    except (OSError, FloatingPointError, *lost) as error:  # a full disk, say; what was saved before is whole
         saved = f"; saved at update {run.saved}, {to_go_on}" if run.saved else "; nothing was saved yet"
-        print(f"train.py: {error}{saved}", file=sys.stderr)
+        known = isinstance(error, OSError | FloatingPointError)
+        trouble = error if known else f"another process of this run has ended ({data.one_line(error)})"
+        print(f"train.py: {trouble}{saved}", file=sys.stderr)
         return 1
     if scores is None:
-        print(f"\n{signal.Signals(signals[0]).name}: saved at update {run.update}; {to_go_on}")
-        return 128 + signals[0]
+        number = signals[0] if signals else signal.SIGTERM  # another process got it
+        print(f"\n{signal.Signals(number).name}: saved at update {run.update}; {to_go_on}")
+        return 128 + number
+    if not is_first():
+        return 0
     report(run, scores)
     if args.average_last:
         average(run)
@@ -710,7 +803,10 @@ def average(run: Run) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(ARGS))
+        status = main(ARGS)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        sys.exit(status)
     except (OSError, checkpoint.CheckpointError) as error:  # the machine, or kept weights that are damaged
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:  # while the text is being prepared; later on it is caught, and the run is saved
