@@ -118,14 +118,14 @@ def copy_to_device(x: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(x).pin_memory().to(device, non_blocking=True)
 
 
-def copy_to_host(x: Tensor) -> Callable[[], float]:
-    """Start copying a scalar to the host; the function returned waits for it and gives its value.
+def copy_to_host(x: Tensor) -> Callable[[], float | list[float]]:
+    """Start copying a scalar, or a few, to the host; the function returned waits for them and gives their values.
 
     Called between forward and backward pass, it lets a GPU work on the backward pass while the host reads the loss
     and decides about alpha.
     """
     if x.device.type != "cuda":
-        return x.item
+        return x.tolist
     host = torch.empty_like(x, device="cpu", pin_memory=True)
     host.copy_(x, non_blocking=True)
     arrived = torch.cuda.Event()
@@ -133,6 +133,6 @@ def copy_to_host(x: Tensor) -> Callable[[], float]:
 
     def read() -> float:
         arrived.synchronize()
-        return host.item()
+        return host.tolist()
 
     return read

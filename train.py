@@ -214,7 +214,9 @@ ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, b
 
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
+import datetime  # noqa: E402
 import json  # noqa: E402
+import os  # noqa: E402
 import platform  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
@@ -224,6 +226,8 @@ from collections.abc import Callable, Iterator  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch import distributed  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import bcp  # noqa: E402
@@ -276,7 +280,7 @@ PROGRESS = ("update", "repeat", "seconds", "visits", "unconverged", "bad_updates
 
 def start(args: argparse.Namespace) -> Run:
     """Text to tokens, tokens to batches, sizes to a model. Raises ValueError, one line, for what does not fit."""
-    device = pick_device(args.device)
+    device = join_processes(pick_device(args.device))
     reuse_memory()
     args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
@@ -288,9 +292,12 @@ def start(args: argparse.Namespace) -> Run:
     if args.C is None:
         args.C = DEFAULT_C[args.p] * (args.lr if args.p == 1 else 1.0)
     new_rows = args.batch_size - n_replayed(args)
-    if new_rows % args.grad_accum or n_replayed(args) % args.grad_accum:
+    if any(rows % (args.grad_accum * n_processes()) for rows in (new_rows, n_replayed(args))):
         what = f"--batch-size={args.batch_size}" + (", its new rows and its replayed ones" if args.replay else "")
-        raise ValueError(f"--grad-accum={args.grad_accum}: must divide {what}")
+        share = f" in each of {n_processes()} processes" if n_processes() > 1 else ""
+        raise ValueError(f"--grad-accum={args.grad_accum}: must divide {what}{share}")
+    if args.mode == "lfr" and n_processes() > 1:
+        raise ValueError("--mode=lfr: follows every block's loss in one process; start it without torchrun")
     if args.mode == "curriculum-repeat":
         args.repeats = args.repeats or args.epochs
     folder = choose_folder(args)
@@ -299,7 +306,9 @@ def start(args: argparse.Namespace) -> Run:
     config = dataclasses.replace(preset, **sizes)  # checks the sizes before the text is prepared
 
     settings = (args.tokenizer, args.vocab_size, preset.vocab_size, args.val_share, args.encoding_errors)
-    corpus = data.open_prepared(data.prepare(args.data, args.cache, *settings))
+    with first_process_first():
+        folder_of_text = data.prepare(args.data, args.cache, *settings)
+    corpus = data.open_prepared(folder_of_text)
     lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed, args.data_share)
     tokens = curriculum.join(corpus, lines)
     focus = args.focus_share if args.mode == "lfr" else None
@@ -332,6 +341,60 @@ def start(args: argparse.Namespace) -> Run:
 def n_replayed(args: argparse.Namespace) -> int:
     """How many of a batch's rows are replayed ones."""
     return min(round(args.replay * args.batch_size), args.batch_size - 1)
+
+
+# One process, or several: torchrun --nproc_per_node=N train.py ... Each has all the weights and a share of the rows of
+# every batch. Gradients and L are averaged, so that all take the same decisions; the first process does the writing.
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Under torchrun, meet the other processes. Returns this one's device."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or distributed.is_initialized():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # Torchrun ends the others when a process dies; the time limit is only for an evaluation that they wait through.
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return device
+
+
+def n_processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """The others enter the block when the first process has left it."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
+
+
+def mean_over_processes(x: torch.Tensor) -> torch.Tensor:
+    """The mean of all processes' x, the same to the last bit in each; in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(x)
+        x /= n_processes()
+    return x
+
+
+def own_rows(x: np.ndarray) -> np.ndarray:
+    """This process's share of the rows of x (B, T)."""
+    return np.split(x, n_processes())[distributed.get_rank()] if distributed.is_initialized() else x
 
 
 def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:
@@ -415,6 +478,9 @@ def check_identity(run: Run, file: Path, saved: dict | None) -> None:
 
 def save(run: Run) -> None:
     """A checkpoint from which the run goes on to the same weights, from the middle of a batch's repeats too."""
+    if not is_first():
+        run.saved = run.update
+        return
     state = {
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -450,6 +516,9 @@ def restore(run: Run) -> None:
     run.seen = set(state["seen"])
     for name in PROGRESS:
         setattr(run, name, state["progress"][name])
+    wait_for_all()  # until all have read what the first may now change
+    if not is_first():
+        return
     checkpoint.cut_metrics(run.folder, run.update)
     file.replace(last)  # only now, when all is well, does the one before take the place of the last
     run.saved = run.update
@@ -510,20 +579,37 @@ class Journal:
             checkpoint.save_weights(run.folder, run.update, run.model.state_dict())
         return scores
 
-    def forgetting(self, autocast) -> None:
-        """Score again what was met of a few batches from all along the curriculum, without the current one."""
-        run, found = self.run, []
+    def forgetting(self, L: float, autocast) -> None:
+        """Note the loss of eight batches from all along the curriculum when trained on; score them again at times."""
+        run, stream, found = self.run, self.run.stream, []
+        if stream.batch in np.linspace(0, stream.n_batches - 1, 8).astype(int):
+            run.left[stream.batch] = [run.update, L]
+        if run.update % run.args.track_forgetting:
+            return
         for batch, (update, left) in sorted(run.left.items()):
-            if batch != run.stream.batch:
-                rows = batch * run.stream.batch_size + np.arange(run.stream.batch_size)
-                x, y = (torch.from_numpy(part).to(run.device) for part in run.stream.blocks(rows))
+            if batch != stream.batch:
+                x, y = stream.blocks(batch * stream.batch_size + np.arange(stream.batch_size))
                 with torch.no_grad(), autocast:
-                    found.append([batch, run.update - update, left, run.model(x, y).item()])
+                    now = run.model(torch.from_numpy(x).to(run.device), torch.from_numpy(y).to(run.device))
+                found.append([batch, run.update - update, left, now.item()])
         self.record(update=run.update, forgetting=found)
 
     def close(self) -> None:
         self.bar.close()
         self.metrics.close()
+
+
+class Silence:
+    """The journal of all processes but the first."""
+
+    def update(self, seconds: float, **numbers) -> None:
+        pass
+
+    def evaluation(self) -> evaluate.Scores:
+        return evaluate.Scores(None, None)
+
+    def close(self) -> None:
+        pass
 
 
 def report(run: Run, scores: evaluate.Scores) -> None:
@@ -586,37 +672,46 @@ def lr_factor(update: int, budget: int, warmup: int, schedule: str) -> float:
     return 1.0
 
 
-def loss_and_gradient(forward, x: torch.Tensor, y: torch.Tensor, parts: int, autocast, of_blocks=None) -> float:
+def next_batch(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
+    """X_t: inputs and targets on the device, (B, T), of several processes each one's share of the rows."""
+    if run.stream.batch is not None:
+        run.seen.add(run.stream.batch)
+    x, y = run.stream.blocks()
+    return bcp.copy_to_device(own_rows(x), run.device), bcp.copy_to_device(own_rows(y), run.device)
+
+
+def loss_and_gradient(run: Run, forward, autocast, x: torch.Tensor, y: torch.Tensor, stop: bool) -> list[float]:
     """L, the mean cross-entropy of the batch x, y (B, T) in nats per token; its gradient is left in the weights.
 
-    The batch is worked through in equal parts. L is on its way to the host while the last backward pass runs. Into
-    the list `of_blocks`, if there is one, goes the loss of each block.
+    The batch is worked through in equal parts. L is on its way to the host while the last backward pass runs. With it
+    goes a second number, above 0 if this process or another one is to stop after this update.
     """
-    loss = torch.zeros((), device=x.device)
+    loss, blocks, parts = torch.zeros((), device=x.device), [], run.args.grad_accum
     for part_x, part_y in zip(x.chunk(parts), y.chunk(parts), strict=True):
         with autocast:
-            if of_blocks is None:
-                part = forward(part_x, part_y) / parts
+            if run.args.mode == "lfr":  # which follows the loss of every block
+                blocks.append(forward(part_x, part_y, reduction="none").mean(dim=1))  # (B / parts)
+                part = blocks[-1].mean() / parts
             else:
-                each = forward(part_x, part_y, reduction="none").mean(dim=1)  # (B / parts)
-                of_blocks.append(each.detach())
-                part = each.mean() / parts
+                part = forward(part_x, part_y) / parts
         loss += part.detach()
-        read_loss = bcp.copy_to_host(loss)
+        read = bcp.copy_to_host(mean_over_processes(torch.stack((loss, torch.full_like(loss, stop)))))
         part.backward()
-    return read_loss()
+    if blocks:
+        run.stream.track(torch.cat(blocks).detach().cpu().numpy())
+    return read()
 
 
 def add_replay(run: Run, forward, autocast, W: list[torch.Tensor]) -> None:
-    """Add f times the gradient of the loss on replayed blocks, clipped by itself, to the gradient in the weights."""
+    """From the gradient g in the weights to (1 - f) g + f times that on replayed blocks, which is clipped by itself."""
     rows = run.stream.replay(n_replayed(run.args), run.args.replay_power, run.update)
-    x, y = (bcp.copy_to_device(part, run.device) for part in run.stream.blocks(rows))
-    new = [w.grad for w in W]
+    x, y = (bcp.copy_to_device(own_rows(part), run.device) for part in run.stream.blocks(rows))
+    g = [w.grad for w in W]
     for w in W:
         w.grad = None
-    loss_and_gradient(forward, x, y, run.args.grad_accum, autocast)
+    loss_and_gradient(run, forward, autocast, x, y, stop=False)
     bcp.clip_and_scale([w.grad for w in W], run.args.clip, run.args.replay)
-    torch._foreach_add_([w.grad for w in W], new)
+    torch._foreach_add_([w.grad for w in W], g, alpha=1 - run.args.replay)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, alpha: float) -> None:
@@ -673,35 +768,30 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
     is_bcp = args.mode == "bcp"
     times = (args.repeats or args.epochs) if args.mode == "curriculum-repeat" else 1
     compiled = args.compile if args.compile is not None else run.device.type == "cuda"
-    forward = torch.compile(run.model) if compiled else run.model
+    forward = DistributedDataParallel(run.model) if n_processes() > 1 else run.model
+    forward = torch.compile(forward) if compiled else forward
     autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    sample = set(np.linspace(0, stream.n_batches - 1, 8).astype(int).tolist())  # followed by --track-forgetting
-    scores, x, y = None, None, None
+    scores, x, y, stop = None, None, None, False
     if run.update == 0:
         journal.evaluation()
 
-    while run.update < run.last_update and not signals:
+    while run.update < run.last_update and not stop:
         began = time.perf_counter()
         factor = lr_factor(run.update, run.budget, args.warmup, args.lr_schedule)
         if x is None or run.repeat == 0:
-            x, y = (bcp.copy_to_device(part, run.device) for part in stream.blocks())  # X_t, (B, T)
-        if stream.batch is not None:
-            run.seen.add(stream.batch)
+            x, y = next_batch(run)
         if is_bcp and run.repeat == 0:
             bcp.drop_anchor(run.anchor, W)
             alpha.restart()
 
         # Step 1: the loss of W on the batch.
-        of_blocks = [] if args.mode == "lfr" else None
-        L = loss_and_gradient(forward, x, y, args.grad_accum, autocast, of_blocks)
-        if of_blocks:
-            stream.track(torch.cat(of_blocks).cpu().numpy())
+        L, stop = loss_and_gradient(run, forward, autocast, x, y, stop=bool(signals))
 
         # Step 2: alpha' = alpha + eta (L - L_goal), then W' = AdamW(alpha' L). Outside bcp alpha stays 1.
         before = alpha.alpha, alpha.falls
         alpha_raw = alpha.update(L) if is_bcp else None
         strength = {"loss": 1.0, "lr": 1.0} | {args.alpha_on: alpha.alpha}  # what alpha acts on; the poster: the loss
-        norm = bcp.clip_and_scale([w.grad for w in W], args.clip, (1 - args.replay) * strength["loss"])
+        norm = bcp.clip_and_scale([w.grad for w in W], args.clip, strength["loss"])
         if args.replay:
             add_replay(run, forward, autocast, W)
         set_rate(optimizer, args.lr * factor, strength["lr"])
@@ -726,19 +816,17 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
             raise FloatingPointError(f"{run.bad_updates} updates in a row were skipped, the last (update {run.update}, "
                                      f"batch {stream.batch}) for its {notes['skipped']}; try a lower --lr")  # fmt: skip
 
-        if args.track_forgetting and stream.batch in sample:
-            run.left[stream.batch] = [run.update, L]
+        if args.track_forgetting:
+            journal.forgetting(L, autocast)
 
         # Step 4: has the batch been learnt? Then the next one, else the same again.
         if alpha.done if is_bcp else run.repeat >= times:
             finish_batch(run)
-        if args.track_forgetting and run.update % args.track_forgetting == 0:
-            journal.forgetting(autocast)
         if run.update % args.eval_every == 0 or run.update == run.last_update:
             scores = journal.evaluation()
         if run.update % args.save_every == 0 or run.update == run.last_update:
             save(run)
-    if not signals:
+    if not stop:
         return scores
     save(run)
     return None
@@ -757,10 +845,15 @@ def main(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as held:
         try:
             run = start(args)
-            make_folder(run)
-            held.enter_context(checkpoint.lock(run.folder))
             resuming = bool(args.resume and any(run.folder.glob("checkpoint*.pt")))
-            restore(run) if resuming else open_folder(run)
+            wait_for_all()  # until all have seen the folder as it is now
+            if is_first():
+                make_folder(run)
+                held.enter_context(checkpoint.lock(run.folder))
+            if resuming:
+                restore(run)
+            elif is_first():
+                open_folder(run)
         except ValueError as error:  # a wrong corpus, size, device or checkpoint; the message is one line
             get_parser().error(str(error))
         return go(run, resuming)
@@ -771,7 +864,7 @@ def go(run: Run, resuming: bool) -> int:
     args, corpus = run.args, run.corpus
     if run.update >= run.last_update:
         print(f"{run.folder} is finished after {run.update} updates; score it with: python evaluate.py {run.folder}")
-        if args.average_last and not (run.folder / checkpoint.AVERAGE).exists():  # it ended just before
+        if args.average_last and is_first() and not (run.folder / checkpoint.AVERAGE).exists():  # it ended just before
             average(run)
         return 0
     sizes = f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
@@ -781,16 +874,22 @@ def go(run: Run, resuming: bool) -> int:
     print(f"text    {corpus.meta['corpus']}: vocabulary {corpus.vocab_size:,}, {sizes}")
     print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
     to_go_on = f"to go on: python train.py --resume --out={run.folder}"
+    lost = (RuntimeError,) if n_processes() > 1 else ()  # what torch raises when another process has died
     try:
-        with caught_signals() as signals, contextlib.closing(Journal(run)) as journal:
+        with caught_signals() as signals, contextlib.closing(Journal(run) if is_first() else Silence()) as journal:
             scores = train(run, journal, signals)
-    except (OSError, FloatingPointError) as error:  # a full disk, say; what was saved before is whole
+    except (OSError, FloatingPointError, *lost) as error:  # a full disk, say; what was saved before is whole
         saved = f"; saved at update {run.saved}, {to_go_on}" if run.saved else "; nothing was saved yet"
-        print(f"train.py: {error}{saved}", file=sys.stderr)
+        known = isinstance(error, OSError | FloatingPointError)
+        trouble = error if known else f"another process of this run has ended ({data.one_line(error)})"
+        print(f"train.py: {trouble}{saved}", file=sys.stderr)
         return 1
     if scores is None:
-        print(f"\n{signal.Signals(signals[0]).name}: saved at update {run.update}; {to_go_on}")
-        return 128 + signals[0]
+        number = signals[0] if signals else signal.SIGTERM  # another process got it
+        print(f"\n{signal.Signals(number).name}: saved at update {run.update}; {to_go_on}")
+        return 128 + number
+    if not is_first():
+        return 0
     report(run, scores)
     if args.average_last:
         average(run)
@@ -806,7 +905,10 @@ def average(run: Run) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(ARGS))
+        status = main(ARGS)
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        sys.exit(status)
     except (OSError, checkpoint.CheckpointError) as error:  # the machine, or kept weights that are damaged
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:  # while the text is being prepared; later on it is caught, and the run is saved

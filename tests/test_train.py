@@ -522,14 +522,14 @@ def poison(monkeypatch, updates, kind: str) -> None:
     """From the whole run's updates (counted from 1 over all calls), make those given bad."""
     ordinary, calls = train.loss_and_gradient, []
 
-    def poisoned(forward, *args):
-        L = ordinary(forward, *args)
+    def poisoned(state, forward, *args, **stop):
+        L, stop = ordinary(state, forward, *args, **stop)
         calls.append(L)
         if len(calls) in updates:
             weight = next(forward.parameters())
             weight.grad[0, 0] = math.nan if kind == "nan" else math.inf
-            return math.nan if kind == "nan" else L
-        return L
+            return [math.nan if kind == "nan" else L, stop]
+        return [L, stop]
 
     monkeypatch.setattr(train, "loss_and_gradient", poisoned)
 
