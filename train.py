@@ -875,15 +875,16 @@ def go(run: Run, resuming: bool) -> int:
     print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
     to_go_on = f"to go on: python train.py --resume --out={run.folder}"
     lost = (RuntimeError,) if n_processes() > 1 else ()  # what torch raises when another process has died
-    try:
-        with caught_signals() as signals, contextlib.closing(Journal(run) if is_first() else Silence()) as journal:
-            scores = train(run, journal, signals)
-    except (OSError, FloatingPointError, *lost) as error:  # a full disk, say; what was saved before is whole
-        saved = f"; saved at update {run.saved}, {to_go_on}" if run.saved else "; nothing was saved yet"
-        known = isinstance(error, OSError | FloatingPointError)
-        trouble = error if known else f"another process of this run has ended ({data.one_line(error)})"
-        print(f"train.py: {trouble}{saved}", file=sys.stderr)
-        return 1
+    with caught_signals() as signals:  # torchrun sends one when another process has died: the message comes first
+        try:
+            with contextlib.closing(Journal(run) if is_first() else Silence()) as journal:
+                scores = train(run, journal, signals)
+        except (OSError, FloatingPointError, *lost) as error:  # a full disk, say; what was saved before is whole
+            saved = f"; saved at update {run.saved}, {to_go_on}" if run.saved else "; nothing was saved yet"
+            known = isinstance(error, OSError | FloatingPointError)
+            trouble = error if known else f"another process of this run has ended ({data.one_line(error)})"
+            print(f"train.py: {trouble}{saved}", file=sys.stderr)
+            return 1
     if scores is None:
         number = signals[0] if signals else signal.SIGTERM  # another process got it
         print(f"\n{signal.Signals(number).name}: saved at update {run.update}; {to_go_on}")

@@ -168,7 +168,8 @@ def idle_share(step: Callable[[], None], updates: int) -> float:
         for _ in range(updates):
             step()
         torch.cuda.synchronize()
-    on_gpu = [e.time_range for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    on_gpu = [e.time_range for e in profile.events()  # kernels and copies, not the spans that annotate them
+              if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]  # fmt: skip
     on_gpu.sort(key=lambda span: span.start)
     first, end, idle = on_gpu[0].start, on_gpu[0].end, 0.0
     for span in on_gpu:
