@@ -123,8 +123,13 @@ def reading(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candid
     return {"pieces": len(word), **numbers}, word + previous
 
 
-def read(task: str, folder: Path | None, encode: Encoder) -> tuple[list[dict], list[list[Candidate]], str]:
-    """Records and candidates of a task's items, and a digest of its files. Raises DataError naming file and line."""
+def read(
+    task: str, folder: Path | None, encode: Encoder, most: int | None = None
+) -> tuple[list[dict], list[list[Candidate]], str]:
+    """Records and candidates of a task's items, about `most` of them evenly taken, and a digest of what was read.
+
+    Raises DataError naming file and line.
+    """
     records, items, digest = [], [], hashlib.blake2b(digest_size=8)
     for file, content in task_files(task, folder).items():
         digest.update(content)
@@ -143,7 +148,8 @@ def read(task: str, folder: Path | None, encode: Encoder) -> tuple[list[dict], l
             raise data.DataError(f"{file}, line {line + 1}: {what}; wanted is a file of the task {task}") from None
         if line == is_csv:
             raise data.DataError(f"{file}: empty; wanted is a file of the task {task}")
-    return records, items, digest.hexdigest()
+    step = max(1, len(items) // (most or len(items)))
+    return records[::step], items[::step], digest.hexdigest() + (f"/{step}" if step > 1 else "")
 
 
 def task_files(task: str, folder: Path | None) -> dict[Path, bytes]:
@@ -322,6 +328,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--untrained", type=int, default=0, metavar="N", help="beside every score that of N models of this size and "
         "tokenizer as they are before training; kept beside the corpus's tokenizer (default: 0)")
     add("--compare", type=Path, metavar="OTHER", help="differences from another run, scored on the same tasks before")
+    add("--items", type=int, metavar="N", help="about N of each task's items, evenly taken (default: all)")
     add("--batch-size", type=int, default=64, help="items scored together (default: 64)")
     add("--reference", action="store_true", help="print the poster's table")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
@@ -339,8 +346,9 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --task: {task!r}: must be some of {', '.join(TASKS)}, or all")
         if task != "toy" and args.data is None:
             parser.error(f"argument --task: {task} needs --data=FOLDER, where the evaluation files are")
-    for flag, value, least in (("--untrained", args.untrained, 0), ("--batch-size", args.batch_size, 1)):
-        if value < least:
+    for flag, least in (("--untrained", 0), ("--batch-size", 1), ("--items", 1)):
+        value = getattr(args, flag[2:].replace("-", "_"))
+        if value is not None and value < least:
             parser.error(f"argument {flag}: {value}: must be at least {least}")
     return args
 
@@ -604,7 +612,7 @@ def evaluate(args: argparse.Namespace) -> None:
         except ImportError:
             raise data.DataError("--task: wug_adj and wug_past need scipy; pip install scipy") from None
     # Everything is read before anything is scored: what is wrong with a file or another run is said at once.
-    read_tasks = {task: read(task, args.data, encode) for task in tasks}
+    read_tasks = {task: read(task, args.data, encode, args.items) for task in tasks}
     others = {task: other_rows(args.compare, task, args.weights, read_tasks[task][2]) for task in tasks if args.compare}
 
     results = []

@@ -208,6 +208,14 @@ def test_all_tasks_that_are_there_are_scored_and_written(run_folder, files, caps
             assert len(records) >= row["items"] and all(len(record["scores"]) >= 1 for record in records)
 
 
+def test_a_part_of_the_items_is_evenly_taken(run_folder, files):
+    encode = evaluate.Encoder(data.load_tokenizer(run_folder / "tokenizer.json"))
+    records, items, digest = evaluate.read("blimp", files, encode)
+    some = evaluate.read("blimp", files, encode, most=len(records) // 2)
+    assert some[:2] == (records[::2], items[::2]) and some[2] != digest
+    assert {record["group"] for record in some[0]} == {record["group"] for record in records}
+
+
 def test_what_is_missing_is_named(run_folder, files, tmp_path, capsys):
     (tmp_path / "wug_past_tense").symlink_to(files / "wug_past_tense")
     evaluate_main(run_folder, "--task=all", f"--data={tmp_path}")
@@ -367,6 +375,7 @@ def test_bad_files_are_named_with_their_line(run_folder, tmp_path, capsys, task,
         (["out/x", "--task=blmip"], "'blmip': must be some of toy, blimp,"),
         (["out/x", "--task", "toy", "blimp"], "blimp needs --data=FOLDER"),
         (["out/x", "--untrained=-1"], "--untrained: -1: must be at least 0"),
+        (["out/x", "--items=0"], "--items: 0: must be at least 1"),
         (["out/x", "--batch-size=0"], "--batch-size: 0: must be at least 1"),
         (["--task=toy"], "no run; give the folder of one"),
     ],
