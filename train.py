@@ -216,6 +216,7 @@ import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import json  # noqa: E402
 import platform  # noqa: E402
+import re  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import statistics  # noqa: E402
@@ -639,6 +640,11 @@ class Watch:
         return moved
 
 
+def layers_of(model: Transformer) -> list[str]:
+    """The layer that each of the model's weight tensors belongs to: embed_tokens, 0, 1, ..., norm."""
+    return [re.fullmatch(r"model\.(?:layers\.)?(\w+)\..*", name)[1] for name, _ in model.named_parameters()]
+
+
 def guard(optimizer: torch.optim.Optimizer, L: float, norm: torch.Tensor) -> Callable[[], bool]:
     """Have the next optimizer.step() change nothing if L or the norm of the gradient is not finite. Was it applied?
 
@@ -717,7 +723,7 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
             notes["skipped"] = f"loss {L}, norm of the gradient {norm.item()}"
         elif is_bcp:
             bcp.pull_back(W, run.anchor, args.C * factor, args.p, args.prox)
-            notes |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)} if watch else {}
+            notes |= {"pull_norm": watch.moved(W), **bcp.drift(W, run.anchor, layers_of(run.model))} if watch else {}
 
         run.update, run.repeat = run.update + 1, run.repeat + 1
         run.bad_updates = run.bad_updates + 1 if "skipped" in notes else 0
