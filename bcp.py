@@ -111,6 +111,24 @@ def distance(W: list[Tensor], V: list[Tensor]) -> float:
     return torch.nn.utils.get_total_norm(torch._foreach_sub(W, V)).item()
 
 
+@torch.no_grad()
+def drift(W: list[Tensor], anchor: list[Tensor], layers: list[str]) -> dict[str, float | dict[str, float]]:
+    """How far W is from W_{t,0}. `layers` names the layer that each tensor belongs to.
+
+    anchor_dist: |W - W_{t,0}|_2 over all tensors; anchor_by_layer: the same for each layer, in the order they come in;
+    unmoved: the share of weights that are exactly at their anchor (0 to 1).
+    """
+    D = torch._foreach_sub(W, anchor)
+    by_layer: dict[str, list[Tensor]] = {}
+    for layer, d in zip(layers, D, strict=True):
+        by_layer.setdefault(layer, []).append(d)
+    return {
+        "anchor_dist": torch.nn.utils.get_total_norm(D).item(),
+        "anchor_by_layer": {layer: torch.nn.utils.get_total_norm(part).item() for layer, part in by_layer.items()},
+        "unmoved": 1 - sum(d.count_nonzero() for d in D).item() / sum(d.numel() for d in D),
+    }
+
+
 def copy_to_device(x: np.ndarray, device: torch.device) -> Tensor:
     """The array as a tensor on the device. A GPU copies it while the host goes on, and need not wait for the host."""
     if device.type != "cuda":

@@ -7,6 +7,7 @@ The regimes (--mode) differ by which batch comes next and by when a batch is don
 """
 
 import argparse
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -26,7 +27,8 @@ DEFAULT_C = {1: 0.15, 2: 0.1}
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 
 # Flags which may differ when a run is resumed: none of them changes what is computed.
-RESUMABLE = {"resume", "overwrite", "out", "max_updates", "max_bad_updates", "save_every", "device", "compile", "cache"}
+RESUMABLE = {"resume", "overwrite", "out", "max_updates", "max_bad_updates", "save_every", "device", "compile", "cache",
+             "plot"}  # fmt: skip
 
 
 def number(kind: type, least: float, most: float = math.inf, above: bool = False):
@@ -158,6 +160,8 @@ def get_parser() -> argparse.ArgumentParser:
     add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")
     add("--save-every", type=count, default=200, help="updates between checkpoints (default: 200)")
     add("--norms-every", type=count, default=10, help="updates between two measurements of norms (default: 10)")
+    add("--plot", action="store_true", help="in the end draw the run into its folder, as python -m tools.plot does "
+        "(default: off)")
     add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto",
         help="of matrix products; weights stay float32 (default: bfloat16 on a GPU that has it, else float32)")
@@ -174,6 +178,8 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
         args = resumed_args(parser, args, argv)
     if args.mode == "lfr" and args.replay:
         parser.error("argument --replay: not with --mode=lfr, whose batches are drawn anew; give one of the two")
+    if args.plot and importlib.util.find_spec("matplotlib") is None:  # not only hours later
+        parser.error("argument --plot: matplotlib is missing: pip install matplotlib")
     return args
 
 
@@ -218,6 +224,7 @@ import datetime  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
+import re  # noqa: E402
 import shutil  # noqa: E402
 import signal  # noqa: E402
 import statistics  # noqa: E402
@@ -734,6 +741,11 @@ class Watch:
         return moved
 
 
+def layers_of(model: Transformer) -> list[str]:
+    """The layer that each of the model's weight tensors belongs to: embed_tokens, 0, 1, ..., norm."""
+    return [re.fullmatch(r"model\.(?:layers\.)?(\w+)\..*", name)[1] for name, _ in model.named_parameters()]
+
+
 def guard(optimizer: torch.optim.Optimizer, L: float, norm: torch.Tensor) -> Callable[[], bool]:
     """Have the next optimizer.step() change nothing if L or the norm of the gradient is not finite. Was it applied?
 
@@ -807,7 +819,7 @@ def train(run: Run, journal: Journal, signals: list[int]) -> evaluate.Scores | N
             notes["skipped"] = f"loss {L}, norm of the gradient {norm.item()}"
         elif is_bcp:
             bcp.pull_back(W, run.anchor, args.C * factor, args.p, args.prox)
-            notes |= {"pull_norm": watch.moved(W), "anchor_dist": bcp.distance(W, run.anchor)} if watch else {}
+            notes |= {"pull_norm": watch.moved(W), **bcp.drift(W, run.anchor, layers_of(run.model))} if watch else {}
 
         run.update, run.repeat = run.update + 1, run.repeat + 1
         run.bad_updates = run.bad_updates + 1 if "skipped" in notes else 0
@@ -894,6 +906,10 @@ def go(run: Run, resuming: bool) -> int:
     report(run, scores)
     if args.average_last:
         average(run)
+    if args.plot:
+        from tools import plot
+
+        plot.draw([run.folder], run.folder / "figures")
     print(f"\nthe run is in {run.folder}; score it with: python evaluate.py {run.folder}")
     return 0
 

@@ -111,6 +111,8 @@ GO_ON = "train.py --cache=CACHE --resume --max-updates=9 "
         ("tools/compare.py seeds.toml", 2, "seeds = ['zero']"),
         ("tools/compare.py runs.toml --jobs=0", 2, "--jobs"),
         ("tools/compare.py runs.toml", 1, "--p: invalid choice"),
+        ("tools/plot.py nowhere", 2, "no run there"),
+        ("tools/plot.py run --out=file", 2, "is a file"),
         ("tools/export.py nowhere model", 2, "no run there"),
         ("tools/export.py run file", 2, "is a file"),
         ("tools/export.py run prepared", 2, "is not empty"),
