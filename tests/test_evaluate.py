@@ -300,6 +300,16 @@ def test_a_scorer_without_word_order_gets_one_half_on_permutations(shared):
     assert halves == 13
 
 
+def test_the_shortest_option_of_entity_tracking_is_right_more_often_than_a_guess(shared):
+    """Why a model that has learnt nothing is far above the 20 % of guessing: README."""
+    records = []
+    for file in sorted((shared / "eval" / "entity_tracking").glob("*.jsonl")):
+        for item in map(json.loads, file.read_text().splitlines()):
+            scores = [-float(len(option)) for option in item["options"]]
+            records.append({"group": f"{file.stem}_{item['numops']}", "scores": scores})
+    assert evaluate.accuracy("entity_tracking", records)[0].score == pytest.approx(33.5, abs=0.1)
+
+
 def test_real_files_are_read_in_whole(shared, run_folder):
     encode = evaluate.Encoder(data.load_tokenizer(run_folder / "tokenizer.json"))
     items = {"blimp": 67_000, "blimp_supplement": 5_218, "wug_adj": 200, "wug_past": 50, "reading": 1_726}
