@@ -226,9 +226,11 @@ def processes(kinds: list[str], s: Setting) -> Iterator[dict]:
             ask(pipes[kind], 5)
         yield pipes
     finally:
-        for worker in workers:
+        for pipe, worker in zip(pipes.values(), workers, strict=False):
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+            worker.join(20)
             worker.terminate()
-            worker.join()
 
 
 def take_turns(pipes: dict, rounds: int, updates: int) -> dict[str, list[float]]:
