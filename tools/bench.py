@@ -207,8 +207,11 @@ class Unmeasurable(Exception):
 
 
 def ask(pipe, request):
-    pipe.send(request)
-    answer = pipe.recv()
+    try:
+        pipe.send(request)
+        answer = pipe.recv()
+    except (EOFError, OSError):
+        raise Unmeasurable("a process ended without an answer") from None
     if isinstance(answer, str):
         raise Unmeasurable(answer)
     return answer
@@ -223,6 +226,7 @@ def processes(kinds: list[str], s: Setting) -> Iterator[dict]:
             pipes[kind], theirs = spawn.Pipe()
             workers.append(spawn.Process(target=serve, args=(theirs, kind, s), daemon=True))
             workers[-1].start()
+            theirs.close()  # so that the end of the process is noticed
             ask(pipes[kind], 5)
         yield pipes
     finally:
@@ -293,23 +297,26 @@ def bench_updates(table: Table, s: Setting, rounds: int, updates: int) -> None:
     table.add("idle share of the GPU in 20 BCP updates", "share", idle, most=0.01)
 
 
+def side_by_side(kinds: list[str], s: Setting, rounds: int, updates: int) -> dict[str, list[float]] | None:
+    """Seconds of an update of each, in every round. None, and a line that says why, if one does not run here."""
+    try:
+        with processes(kinds, s) as pipes:
+            return take_turns(pipes, rounds, updates)
+    except Unmeasurable as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return None
+
+
 def bench_transformers(table: Table, s: Setting | None, rounds: int, updates: int) -> None:
-    ratio: list[float] = []
-    if s:
-        try:
-            with processes(["random", "transformers"], s) as pipes:
-                seconds = take_turns(pipes, rounds, updates)
-            ratio = over(seconds["transformers"], seconds["random"])
-        except Unmeasurable as error:
-            print(f"bench: {error}", file=sys.stderr)
+    seconds = side_by_side(["random", "transformers"], s, rounds, updates) if s else None
+    ratio = over(seconds["transformers"], seconds["random"]) if seconds else []
     table.add("tokens/s over transformers' Qwen2, both compiled", "ratio", ratio, least=1.15)
 
 
 def bench_utilisation(table: Table, s: Setting, rounds: int, updates: int) -> None:
     share: list[float] = []
-    if s.device == "cuda":
-        with processes(["random", "products"], s) as pipes:
-            seconds = take_turns(pipes, rounds, updates)
+    seconds = side_by_side(["random", "products"], s, rounds, updates) if s.device == "cuda" else None
+    if seconds:
         work = s.flops(PRESETS[s.preset]) / (2 * MATRIX**3)
         share = [
             work * product / update for product, update in zip(seconds["products"], seconds["random"], strict=True)
@@ -405,7 +412,10 @@ def main() -> int:
     turns = (10 if args.quick else 30, 10 if gpu else 3)  # rounds, updates in each
 
     table = Table()
-    bench_updates(table, usual, *turns)
+    try:
+        bench_updates(table, usual, *turns)
+    except Unmeasurable as error:  # then nothing else is worth measuring
+        parser.exit(1, f"bench: {error}\n")
     compiling = gpu or not args.quick
     bench_transformers(table, Setting(**shape, device=device, compiled=True) if compiling else None, *turns)
     for block in (512, 1024):
