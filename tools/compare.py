@@ -157,7 +157,7 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
                     low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
                     ax.fill_between(x, low, high, color=colours[i], alpha=0.2, linewidth=0)
             ax.grid(alpha=0.3)
-            if row is axes[-1]:
+            if measure == measures[-1][0]:
                 ax.set_xlabel(x_label)
         row[0].set_ylabel(y_label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
