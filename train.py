@@ -615,6 +615,9 @@ class Silence:
     def evaluation(self) -> evaluate.Scores:
         return evaluate.Scores(None, None)
 
+    def forgetting(self, L: float, autocast) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
