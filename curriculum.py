@@ -106,11 +106,15 @@ class Stream:
 
     With `focus`, a share, epochs go Learn, Focus, Review and so on (Prakriya et al., arXiv 2409.06131): all batches;
     batches of that share of the blocks whose tracked loss is the largest; all batches again.
+
+    With `once` there is one epoch only, as when text streams by: a batch that was left does not come back. What follows
+    the last one are batches drawn from the buffer. `buffer` is how many blocks of those met before are kept (None: all
+    of them), a uniform sample at any time.
     """
 
     def __init__(
-        self, tokens: np.ndarray, block_size: int, batch_size: int,
-        reshuffle: bool = False, seed: int = 0, focus: float | None = None,
+        self, tokens: np.ndarray, block_size: int, batch_size: int, reshuffle: bool = False, seed: int = 0,
+        focus: float | None = None, once: bool = False, buffer: int | None = None,
     ):  # fmt: skip
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.n_batches = count_batches(len(tokens), block_size, batch_size)
@@ -119,7 +123,8 @@ class Stream:
                 f"--block-size={block_size}: --batch-size={batch_size} such blocks need "
                 f"{block_size * batch_size + 1:,} tokens, the training text has {len(tokens):,}; take smaller ones"
             )
-        self.reshuffle, self.seed, self.focus = reshuffle, seed, focus
+        self.reshuffle, self.seed, self.focus, self.once, self.buffer = reshuffle, seed, focus, once, buffer
+        self.lot = np.random.default_rng([seed, 3]).permutation(self.n_batches * batch_size)
         # The loss of each block when it was last trained on; followed with `focus` only.
         self.losses = np.full(self.n_batches * batch_size if focus else 0, np.inf)
         self.seek(0, 0)
@@ -147,28 +152,42 @@ class Stream:
 
     def _visits(self, epoch: int) -> np.ndarray:
         """The batches of an epoch in the order of their visits."""
+        if self.once and epoch:
+            return np.arange(0)
         if self.reshuffle:
             return np.random.default_rng([self.seed, epoch]).permutation(self.n_batches)
         return np.arange(self.n_batches)
 
     def advance(self) -> None:
         """Go to the next batch, at the end of an epoch to the first of the next one."""
-        if self.position + 1 < (self.n_batches if self.hardest is None else len(self.hardest)):
+        if self.ended or self.position + 1 < len(self.visits if self.hardest is None else self.hardest):
             self.position += 1
         else:
             self.seek(self.epoch + 1, 0)
 
     @property
+    def ended(self) -> bool:
+        """With `once`: has all of the text gone by?"""
+        return self.once and self.epoch > 0
+
+    @property
+    def passes(self) -> float:
+        """How often the text has gone by."""
+        return 1.0 if self.ended else self.epoch + self.position / self.n_batches
+
+    @property
     def batch(self) -> int | None:
-        """The number of the current batch, its place in the order of the text; None for one of the hardest blocks."""
-        return int(self.visits[self.position]) if self.hardest is None else None
+        """The number of the current batch, its place in the order of the text; None for one of blocks drawn from it."""
+        return None if self.ended or self.hardest is not None else int(self.visits[self.position])
 
     @property
     def rows(self) -> np.ndarray:
         """The numbers of the current batch's blocks, (B,)."""
         if self.hardest is not None:
             return self.hardest[self.position]
-        return self.batch * self.batch_size + np.arange(self.batch_size)
+        if self.ended:
+            return self._draw(self.batch_size, 0.0, [self.seed, 2, self.position])
+        return self._blocks_of(np.array([self.batch]))
 
     def blocks(self, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, each (B, T), int64, of the current batch, or of the blocks with the numbers `rows`."""
@@ -182,22 +201,32 @@ class Stream:
         self.losses[self.rows] = losses
 
     def replay(self, count: int, power: float, update: int) -> np.ndarray:
-        """Numbers of `count` blocks of batches met before, drawn anew for every update.
+        """Numbers of `count` blocks of batches met before, or of those in the buffer; drawn anew for every update.
 
         A batch met k batches ago comes with a probability proportional to k^-power (0: all alike). Before any other
         has been met, blocks of the current batch.
         """
-        ago = np.concatenate(
-            (self.visits[: self.position][::-1], self._visits(self.epoch - 1)[::-1] if self.epoch else [])
-        )
+        return self._draw(count, power, [self.seed, 1, update])
+
+    def _draw(self, count: int, power: float, seed: list[int]) -> np.ndarray:
+        ago = self.visits[: self.position][::-1]
+        if self.epoch:
+            ago = np.concatenate((ago, self._visits(self.epoch - 1)[::-1]))
         _, first = np.unique(ago, return_index=True)
-        met = ago[np.sort(first)].astype(int)
+        met = ago[np.sort(first)].astype(int)  # the last one first
         met = met[met != self.batch] if len(met) > 1 else met
-        if not len(met):
-            return self.rows[:count]
-        rng, weights = np.random.default_rng([self.seed, 1, update]), np.arange(1.0, len(met) + 1) ** -power
-        batches = rng.choice(met, size=count, p=weights / weights.sum())
-        return batches * self.batch_size + rng.integers(self.batch_size, size=count)
+        kept, weights = self._blocks_of(met), np.repeat(np.arange(1.0, len(met) + 1) ** -power, self.batch_size)
+        if self.buffer is not None:  # those with the lowest lots: what has left the buffer never comes back
+            inside = np.argsort(self.lot[kept])[: self.buffer]
+            kept, weights = kept[inside], weights[inside]
+        if not len(kept):
+            last = self.n_batches - 1 if self.batch is None else self.batch
+            return self._blocks_of(np.array([last]))[:count]
+        return np.random.default_rng(seed).choice(kept, size=count, p=weights / weights.sum())
+
+    def _blocks_of(self, batches: np.ndarray) -> np.ndarray:
+        """The numbers of the blocks of some batches."""
+        return (batches[:, None] * self.batch_size + np.arange(self.batch_size)).ravel()
 
 
 def validation_blocks(corpus: "Corpus", block_size: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:

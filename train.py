@@ -125,6 +125,10 @@ def get_parser() -> argparse.ArgumentParser:
         help="share of a batch's rows drawn from batches met before; alpha looks at the others (default: 0)")
     add("--replay-power", type=number(float, 0), default=1.0, metavar="POWER",
         help="a batch met k batches ago is drawn in proportion to k to the minus this power (default: 1)")
+    add("--stream", action="store_true", help="the text goes by once: a batch that was left does not come back; the "
+        "rest of the budget goes to batches drawn from the buffer, or without one to the last batch (default: off)")
+    add("--buffer-tokens", type=number(int, 0), metavar="N", help="tokens in the buffer that --replay draws from, a "
+        "uniform sample of the text met so far (default: all of that; with --stream 0)")
     add("--focus-share", type=number(float, 0, 1, above=True), default=0.5,
         help="lfr: share of the blocks that counts as the hardest (default: 0.5)")
     add("--track-forgetting", type=count, nargs="?", const=60, metavar="N",
@@ -178,6 +182,12 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
         args = resumed_args(parser, args, argv)
     if args.mode == "lfr" and args.replay:
         parser.error("argument --replay: not with --mode=lfr, whose batches are drawn anew; give one of the two")
+    if args.mode == "lfr" and args.stream:
+        parser.error("argument --stream: not with --mode=lfr, which goes through the text again; give one of the two")
+    if args.stream and args.replay and not args.buffer_tokens:
+        parser.error(
+            "argument --stream: --replay needs a buffer then; add its size, such as --buffer-tokens=16384"
+        )
     if args.plot and importlib.util.find_spec("matplotlib") is None:  # not only hours later
         parser.error("argument --plot: matplotlib is missing: pip install matplotlib")
     return args
@@ -319,7 +329,12 @@ def start(args: argparse.Namespace) -> Run:
     lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed, args.data_share)
     tokens = curriculum.join(corpus, lines)
     focus = args.focus_share if args.mode == "lfr" else None
-    stream = curriculum.Stream(tokens, args.block_size, new_rows, shuffled, args.seed, focus)
+    if args.stream:
+        args.buffer_tokens = args.buffer_tokens or 0
+    buffer = None if args.buffer_tokens is None else args.buffer_tokens // args.block_size
+    stream = curriculum.Stream(
+        tokens, args.block_size, new_rows, shuffled, args.seed, focus, once=args.stream, buffer=buffer
+    )
     if args.mode == "bcp" and args.goal is None:
         args.goal = round(curriculum.bigram_entropy(tokens, corpus.vocab_size), 2)
 
@@ -629,9 +644,8 @@ def report(run: Run, scores: evaluate.Scores) -> None:
     if scores.pairs:
         rows += [("minimal pairs", f"{scores.toy:5.1f} %, mean of {len(scores.pairs)} paradigms")]
         rows += [(f"  {uid}", f"{score['accuracy']:5.1f} %") for uid, score in scores.pairs.items()]
-    passes = stream.epoch + stream.position / stream.n_batches
     share = len(run.seen) * stream.batch_size * args.block_size / run.text_tokens
-    rows += [("batches seen", f"{len(run.seen)} of {stream.n_batches}, in {passes:.2f} passes")]
+    rows += [("batches seen", f"{len(run.seen)} of {stream.n_batches}, in {stream.passes:.2f} passes")]
     rows += [("tokens seen", f"{100 * share:.1f} % of the training text")]
     if run.visits:
         numbers = f"mean {statistics.fmean(run.visits):.1f}, median {statistics.median(run.visits):g}"

@@ -1,5 +1,6 @@
 """Difficulty, order, and the stream of batches of each regime."""
 
+import itertools
 import json
 import math
 import time
@@ -254,3 +255,37 @@ def test_replayed_blocks_were_met_before_and_recent_ones_come_more_often(reshuff
     np.testing.assert_allclose(share, expected / expected.sum(), atol=0.01)
     assert (stream.replay(50, 1.0, 7) == stream.replay(50, 1.0, 7)).all()
     assert (stream.replay(50, 1.0, 7) != stream.replay(50, 1.0, 8)).any()
+
+
+def test_a_text_that_streams_by_does_not_come_back_but_from_the_buffer():
+    stream = curriculum.Stream(np.arange(40 * 4 + 1, dtype=np.uint16), 4, 4, seed=1, once=True, buffer=6)
+    buffers = []  # after every batch, the blocks that can be drawn
+    for batch in range(10):
+        assert stream.batch == batch and not stream.ended and stream.passes == batch / 10
+        stream.advance()
+        drawn = set(stream.replay(500, 0.0, batch))
+        buffers.append(drawn)
+        assert len(drawn) == min(6, 4 * (batch + 1)) and max(drawn) < 4 * (batch + 1)
+    for before, after in itertools.pairwise(buffers):
+        new = {block for block in after if block >= 4 * buffers.index(after)}
+        assert after - new <= before  # what has left it does not come back
+    drawn = []
+    for _ in range(60):
+        assert stream.ended and stream.batch is None and stream.passes == 1
+        drawn.append(stream.rows)
+        assert (stream.rows == drawn[-1]).all() and len(drawn[-1]) == 4
+        assert (stream.blocks()[0][:, 0] == 4 * drawn[-1]).all()
+        stream.advance()
+    assert set(np.concatenate(drawn)) == buffers[-1]
+
+
+def test_the_buffer_is_a_uniform_sample_and_without_one_the_last_batch_stays():
+    kept = np.zeros(40)
+    for seed in range(400):
+        stream = curriculum.Stream(np.arange(40 * 4 + 1, dtype=np.uint16), 4, 4, seed=seed, once=True, buffer=6)
+        stream.seek(1, 0)
+        kept[list(set(stream.replay(200, 0.0, 0)))] += 1
+    assert kept.sum() == 400 * 6 and abs(kept / 400 - 6 / 40).max() < 0.08  # 4.5 standard deviations
+    stream = curriculum.Stream(np.arange(40 * 4 + 1, dtype=np.uint16), 4, 4, once=True, buffer=0)
+    stream.seek(1, 3)
+    assert stream.rows.tolist() == [36, 37, 38, 39]

@@ -831,7 +831,21 @@ def test_learn_focus_review_trains_more_on_what_is_hard(flags, tmp_path):
     assert sum(by_epoch[2]) / len(by_epoch[2]) > sum(by_epoch[3]) / len(by_epoch[3])
 
 
-@pytest.mark.parametrize("more", [["--mode=lfr", "--focus-share=0.5"], ["--mode=bcp", "--goal=5.5", "--replay=0.25"]])
+STREAM = ["--mode=bcp", "--goal=6.5", "--stream", "--replay=0.25", "--buffer-tokens=512"]
+
+
+def test_a_text_that_streams_by_is_met_once_and_then_the_buffer(flags, tmp_path, capsys):
+    updates, _ = run(flags, tmp_path / "run", *STREAM, "--epochs=4")
+    assert "in 1.00 passes" in capsys.readouterr().out
+    batches = [u["batch"] for u in updates]
+    N = batches.index(None)
+    assert set(batches[N:]) == {None} and batches[:N] == sorted(batches[:N]) and len(updates) > N
+    assert len({u["epoch"] for u in updates}) == 2
+
+
+@pytest.mark.parametrize(
+    "more", [["--mode=lfr", "--focus-share=0.5"], ["--mode=bcp", "--goal=5.5", "--replay=0.25"], STREAM]
+)
 def test_remedies_resume_exactly(flags, tmp_path, more):
     more = [*more, "--epochs=2", "--track-forgetting=5"]
     whole, _ = run(flags, tmp_path / "whole", *more)

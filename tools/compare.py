@@ -11,9 +11,9 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     "BCP, p = 1" = "--mode=bcp --p=1"
 
 Written are results/<name>.json, what every run reached, after each of them; results/<name>.md, their table; and the
-figure results/<name>.png and .svg. The table has the scores at the end, and of minimal pairs also the mean over the
-evaluations of the run's last quarter: mean and standard error over seeds, and the paired difference from the reference
-with its 95 % interval (Student's t).
+figure results/<name>.png and .svg. The table has the scores at the end, and their means over the evaluations of the
+run's last quarter, since the end of a run may fall on an easy or a hard part of the text: mean and standard error over
+seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t).
 
 A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
 one that was cut in the middle goes on from its checkpoint in out/<name>/.
@@ -50,28 +50,33 @@ def summary(out: Path) -> dict:
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     updates = [record for record in records if "loss" in record]
     config = json.loads((out / "config.json").read_text())
-    visits: dict[tuple[int, int], int] = {}
-    seen, coverage = set(), []  # batches met, and how many at each update
+    seen, coverage, visits = set(), [], []  # batches met, how many at each update, how often each was repeated
     for record in updates:
-        if record["batch"] is not None:  # the hardest blocks, of lfr, belong to no batch
+        if record["batch"] is not None:  # drawn blocks, of lfr or a buffer, belong to no batch
             seen.add(record["batch"])
         coverage.append(len(seen))
-        visit = (record["epoch"], record["batch"])
-        visits[visit] = visits.get(visit, 0) + 1
+        if record["repeat"] == 1:
+            visits.append(0)
+        visits[-1] += 1
     evaluations = [record for record in records if "val_loss" in record]
     for evaluation in evaluations:  # the share of the text seen by then, percent
         evaluation["seen"] = share(coverage[evaluation["update"] - 1], config) if evaluation["update"] else 0.0
-    late = [record["toy"] for record in evaluations if record["update"] >= 0.75 * evaluations[-1]["update"]]
     return {
         "val_loss": evaluations[-1]["val_loss"],
         "toy": evaluations[-1]["toy"],
-        "late": statistics.fmean(late) if None not in late else None,
         "seen": share(len(seen), config),
         "passes": len(visits) / config["batches"],
-        "repeats": statistics.median(visits.values()),
-        "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits.values()),
+        "repeats": statistics.median(visits),
+        "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits),
         "evaluations": evaluations,
     }
+
+
+def late(run: dict, measure: str) -> float | None:
+    """The mean of "toy" or "val_loss" over the evaluations of the run's last quarter."""
+    last = run["evaluations"][-1]["update"]
+    values = [record[measure] for record in run["evaluations"] if record["update"] >= 0.75 * last]
+    return None if None in values else statistics.fmean(values)
 
 
 def share(batches: int, config: dict) -> float:
@@ -100,25 +105,23 @@ def paired(values: list[float | None], reference: list[float | None], digits: in
 def table(results: dict[str, dict[str, dict]], reference: str) -> str:
     """The Markdown table of a grid: run -> seed -> what it reached. Differences are over the seeds that both have."""
     rows = [
-        f"| run | minimal pairs, % | over the last quarter, % | against {reference} | validation loss, nats | "
-        f"against {reference} | text seen, % | passes | median repeats |",
-        "|---" * 9 + "|",
+        "| run | minimal pairs, % at the end | over the last quarter | "
+        f"against {reference} | validation loss, nats at the end | over the last quarter | against {reference} | "
+        "text seen, % | passes | median repeats |",
+        "|---" * 10 + "|",
     ]
     for name, seeds in results.items():
         if not seeds:
             continue
+        runs, cells = list(seeds.values()), [name]
         both = [seed for seed in seeds if seed in results[reference]]
-
-        def column(key: str, seeds=seeds) -> list:
-            return [run[key] for run in seeds.values()]
-
-        def gap(key: str, digits: int, seeds=seeds, both=both) -> str:
-            own, base = ([runs[seed][key] for seed in both] for runs in (seeds, results[reference]))
-            return "" if seeds is results[reference] else paired(own, base, digits)
-
-        cells = [name, spread(column("toy"), 1), spread(column("late"), 1), gap("toy", 1)]
-        cells += [spread(column("val_loss"), 2), gap("val_loss", 2), f"{statistics.fmean(column('seen')):.0f}"]
-        cells += [f"{statistics.fmean(column('passes')):.1f}", f"{statistics.fmean(column('repeats')):.0f}"]
+        for measure, digits in (("toy", 1), ("val_loss", 2)):
+            cells += [spread([run[measure] for run in runs], digits)]
+            cells += [spread([late(run, measure) for run in runs], digits)]
+            own, base = ([late(some[seed], measure) for seed in both] for some in (seeds, results[reference]))
+            cells += ["" if name == reference else paired(own, base, digits)]
+        cells += [f"{statistics.fmean(run[key] for run in runs):{form}}"
+                  for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
