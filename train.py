@@ -185,9 +185,7 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.mode == "lfr" and args.stream:
         parser.error("argument --stream: not with --mode=lfr, which goes through the text again; give one of the two")
     if args.stream and args.replay and not args.buffer_tokens:
-        parser.error(
-            "argument --stream: --replay needs a buffer then; add its size, such as --buffer-tokens=16384"
-        )
+        parser.error("argument --stream: --replay needs a buffer then; add its size, such as --buffer-tokens=16384")
     if args.plot and importlib.util.find_spec("matplotlib") is None:  # not only hours later
         parser.error("argument --plot: matplotlib is missing: pip install matplotlib")
     return args

@@ -1,5 +1,7 @@
-"""Corpora at tiny sizes: one made by hand from token ids, one prepared from real lines of the built-in grammar."""
+"""Corpora at tiny sizes, one made by hand from token ids, one from real lines of the built-in grammar; small files of
+every task."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 import data
+import evaluate
 import toy
 
 torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
@@ -54,3 +57,45 @@ def text_file(tmp_path_factory) -> Path:
 def cache(tmp_path_factory) -> Path:
     """A cache of prepared corpora shared by the tests, so that each corpus is prepared once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def eval_files(tmp_path_factory) -> Path:
+    """Small files of every task, EWoK and COMPS too, in their formats; the folders as the challenge calls them."""
+    folder = tmp_path_factory.mktemp("eval")
+    pairs = [pair for some in toy.minimal_pairs().values() for pair in some[:6]]
+    s = [pair["sentence_good"].rstrip(" .") for pair in pairs]
+    lines = {
+        "blimp_filtered/a": [pair | {"UID": uid} for uid, some in toy.minimal_pairs().items() for pair in some[:4]],
+        "blimp_supplement/turns": [{k: pair[k] for k in ("sentence_good", "sentence_bad")} for pair in pairs],
+        "ewok/ewok": [
+            {"Domain": ("social", "spatial")[i % 2], "Context1": s[i], "Context2": s[i + 1], "Target1": s[i + 2] + ".",
+             "Target2": s[i + 3] + "."} for i in range(40)
+        ],
+        "entity_tracking/regular": toy.entity_items()[:30],
+        "comps/comps_base": [
+            {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
+        ],
+        "comps/comps_wugs": [
+            {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
+        ],
+        "wug_adj_nominalization/w": [{"sentences": f"{s[i]}\t{s[i + 1]}", "ratio": i % 7 / 7} for i in range(40)],
+        "wug_past_tense/w": [{"sentences": "\t".join(s[i : i + 3]), "ratio": i % 5 / 5} for i in range(20)],
+    }  # fmt: skip
+    for name, records in lines.items():
+        file = folder / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("\n".join(json.dumps(record) for record in records) + "\n")
+    rng = np.random.default_rng(0)
+    names = ["item", "word", "prev_item", "prev_word", *evaluate.CONTROLS, "prev_length", *evaluate.EYE_TRACKING]
+    table = [[*names, evaluate.SELF_PACED]]
+    for sentence in s[:30]:
+        words = sentence.split()
+        for i in range(1, len(words)):
+            before = [" ".join(words[: i - 1]), words[i - 1]] if i > 1 else ["", ""]
+            table.append([" ".join(words[:i]), words[i], *before, *rng.uniform(1, 9, size=9).round(3)])
+    table[5][4] = ""  # a word without a frequency
+    table[9][0] = ""  # a missing context
+    (folder / "reading").mkdir()
+    (folder / "reading" / "reading_data.csv").write_text("\n".join(",".join(map(str, row)) for row in table) + "\n")
+    return folder

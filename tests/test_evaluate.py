@@ -16,7 +16,6 @@ import torch
 import data
 import evaluate
 import sample
-import toy
 import train
 from model import Config, Transformer
 
@@ -137,64 +136,22 @@ def evaluate_main(*argv) -> None:
     evaluate.main(evaluate.get_args([str(a) for a in argv]))
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    """Small files of every task, EWoK and COMPS too, in their formats; the folders as the challenge calls them."""
-    folder = tmp_path_factory.mktemp("eval")
-    pairs = [pair for some in toy.minimal_pairs().values() for pair in some[:6]]
-    s = [pair["sentence_good"].rstrip(" .") for pair in pairs]
-    lines = {
-        "blimp_filtered/a": [pair | {"UID": uid} for uid, some in toy.minimal_pairs().items() for pair in some[:4]],
-        "blimp_supplement/turns": [{k: pair[k] for k in ("sentence_good", "sentence_bad")} for pair in pairs],
-        "ewok/ewok": [
-            {"Domain": ("social", "spatial")[i % 2], "Context1": s[i], "Context2": s[i + 1], "Target1": s[i + 2] + ".",
-             "Target2": s[i + 3] + "."} for i in range(40)
-        ],
-        "entity_tracking/regular": toy.entity_items()[:30],
-        "comps/comps_base": [
-            {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
-        ],
-        "comps/comps_wugs": [
-            {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
-        ],
-        "wug_adj_nominalization/w": [{"sentences": f"{s[i]}\t{s[i + 1]}", "ratio": i % 7 / 7} for i in range(40)],
-        "wug_past_tense/w": [{"sentences": "\t".join(s[i : i + 3]), "ratio": i % 5 / 5} for i in range(20)],
-    }  # fmt: skip
-    for name, records in lines.items():
-        file = folder / f"{name}.jsonl"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("\n".join(json.dumps(record) for record in records) + "\n")
-    rng = np.random.default_rng(0)
-    names = ["item", "word", "prev_item", "prev_word", *evaluate.CONTROLS, "prev_length", *evaluate.EYE_TRACKING]
-    table = [[*names, evaluate.SELF_PACED]]
-    for sentence in s[:30]:
-        words = sentence.split()
-        for i in range(1, len(words)):
-            before = [" ".join(words[: i - 1]), words[i - 1]] if i > 1 else ["", ""]
-            table.append([" ".join(words[:i]), words[i], *before, *rng.uniform(1, 9, size=9).round(3)])
-    table[5][4] = ""  # a word without a frequency
-    table[9][0] = ""  # a missing context
-    (folder / "reading").mkdir()
-    (folder / "reading" / "reading_data.csv").write_text("\n".join(",".join(map(str, row)) for row in table) + "\n")
-    return folder
-
-
 def results(run: Path, task: str) -> dict:
     return json.loads((run / f"eval-{task}.json").read_text())
 
 
-def test_every_task_agrees_with_the_official_rule(run_folder, files, tmp_path):
+def test_every_task_agrees_with_the_official_rule(run_folder, eval_files, tmp_path):
     """The rule written out in tests/official.py: transformers' model and tokenizer, one sentence at a time."""
     official = pytest.importorskip("tests.official", reason="needs transformers and scipy")
     model, tokenizer = official.load_export(run_folder, tmp_path / "model")
     for task in evaluate.TASKS:
         if task != "toy":
-            r = official.check(run_folder, files, task, model, tokenizer, items=10**9)
+            r = official.check(run_folder, eval_files, task, model, tokenizer, items=10**9)
             assert r["agreement"] == 100 and r["difference"] < 0.1, (task, r)
 
 
-def test_all_tasks_that_are_there_are_scored_and_written(run_folder, files, capsys):
-    evaluate_main(run_folder, "--task=all", f"--data={files}", "--untrained=2", "--reference")
+def test_all_tasks_that_are_there_are_scored_and_written(run_folder, eval_files, capsys):
+    evaluate_main(run_folder, "--task=all", f"--data={eval_files}", "--untrained=2", "--reference")
     out = capsys.readouterr().out
     names = [row["name"] for task in evaluate.TASKS if task != "toy" for row in results(run_folder, task)["scores"]]
     assert len(names) == 9 and all(f"\n{name} " in out for name in names)
@@ -208,16 +165,16 @@ def test_all_tasks_that_are_there_are_scored_and_written(run_folder, files, caps
             assert len(records) >= row["items"] and all(len(record["scores"]) >= 1 for record in records)
 
 
-def test_a_part_of_the_items_is_evenly_taken(run_folder, files):
+def test_a_part_of_the_items_is_evenly_taken(run_folder, eval_files):
     encode = evaluate.Encoder(data.load_tokenizer(run_folder / "tokenizer.json"))
-    records, items, digest = evaluate.read("blimp", files, encode)
-    some = evaluate.read("blimp", files, encode, most=len(records) // 2)
+    records, items, digest = evaluate.read("blimp", eval_files, encode)
+    some = evaluate.read("blimp", eval_files, encode, most=len(records) // 2)
     assert some[:2] == (records[::2], items[::2]) and some[2] != digest
     assert {record["group"] for record in some[0]} == {record["group"] for record in records}
 
 
-def test_what_is_missing_is_named(run_folder, files, tmp_path, capsys):
-    (tmp_path / "wug_past_tense").symlink_to(files / "wug_past_tense")
+def test_what_is_missing_is_named(run_folder, eval_files, tmp_path, capsys):
+    (tmp_path / "wug_past_tense").symlink_to(eval_files / "wug_past_tense")
     evaluate_main(run_folder, "--task=all", f"--data={tmp_path}")
     out = capsys.readouterr().out
     assert out.startswith(
@@ -226,37 +183,37 @@ def test_what_is_missing_is_named(run_folder, files, tmp_path, capsys):
     assert "wug_past" in out.splitlines()[3]
 
 
-def test_untrained_models_are_those_of_seeds_and_are_scored_once(run_folder, files, monkeypatch):
-    evaluate_main(run_folder, "--task=blimp", f"--data={files}", "--untrained=2")
+def test_untrained_models_are_those_of_seeds_and_are_scored_once(run_folder, eval_files, monkeypatch):
+    evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", "--untrained=2")
     cached = results(run_folder, "blimp")["scores"][0]["untrained"]
     model, tokenizer, config = evaluate.load_run(run_folder, torch.device("cpu"))
-    records, items, _ = evaluate.read("blimp", files, evaluate.Encoder(tokenizer))
+    records, items, _ = evaluate.read("blimp", eval_files, evaluate.Encoder(tokenizer))
     for seed in (0, 1):
         torch.manual_seed(seed)
         fresh = Transformer(model.config).eval()
         assert evaluate.score(fresh, "blimp", records, items, tokenizer.eot_token, 8)[0].score == cached[seed]
     made = []
     monkeypatch.setattr(evaluate, "Transformer", lambda config: made.append(config) or Transformer(config))
-    evaluate_main(run_folder, "--task=blimp", f"--data={files}", "--untrained=3")
+    evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", "--untrained=3")
     assert len(made) == 2  # the run's own, and the third untrained one
     assert results(run_folder, "blimp")["scores"][0]["untrained"][:2] == cached
     assert (Path(config["corpus"]["folder"]) / "untrained.json").exists()
 
 
-def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, files, tmp_path, capsys):
+def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, eval_files, tmp_path, capsys):
     other = shutil.copytree(run_folder, tmp_path / "other")
     for file in other.glob("eval-*"):
         file.unlink()
     with pytest.raises(SystemExit) as stopped:
-        evaluate_main(run_folder, "--task=blimp", f"--data={files}", f"--compare={other}")
+        evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", f"--compare={other}")
     assert stopped.value.code == 2 and "score it first" in capsys.readouterr().err
-    evaluate_main(other, "--task", "blimp", "reading", f"--data={files}")
+    evaluate_main(other, "--task", "blimp", "reading", f"--data={eval_files}")
     lines = (other / "eval-blimp.jsonl").read_text().splitlines()
     changed = [json.loads(line) for line in lines]
     for record in changed[:5]:
         record["scores"].reverse()
     (other / "eval-blimp.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
-    evaluate_main(run_folder, "--task", "blimp", "reading", f"--data={files}", f"--compare={other}")
+    evaluate_main(run_folder, "--task", "blimp", "reading", f"--data={eval_files}", f"--compare={other}")
     compared = results(run_folder, "blimp")["scores"][0]["compared"]
     row = evaluate.accuracy("blimp", changed)[0]
     assert compared["flipped"] == 5 and compared["score"] == pytest.approx(row.score)
@@ -265,13 +222,13 @@ def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, files, tmp_p
     assert same["difference"] == same["low"] == same["high"] == 0 and same["flipped"] is None
     assert f"against {other}" in capsys.readouterr().out
     (other / "eval-blimp.jsonl").write_text("".join(line + "\n" for line in lines)[:-9])
-    (files / "blimp_filtered" / "b.jsonl").write_text((files / "blimp_filtered" / "a.jsonl").read_text())
+    (eval_files / "blimp_filtered" / "b.jsonl").write_text((eval_files / "blimp_filtered" / "a.jsonl").read_text())
     with pytest.raises(SystemExit):
-        evaluate_main(run_folder, "--task=blimp", f"--data={files}", f"--compare={other}")
-    (files / "blimp_filtered" / "b.jsonl").unlink()
+        evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", f"--compare={other}")
+    (eval_files / "blimp_filtered" / "b.jsonl").unlink()
     assert "scored on other files" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate_main(run_folder, "--task=blimp", f"--data={files}", f"--compare={other}")
+        evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", f"--compare={other}")
     assert "are damaged" in capsys.readouterr().err
 
 
