@@ -626,7 +626,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="bpe", help="bpe, trained on the corpus, or gpt2 (default: bpe)")
     parser.add_argument("--vocab-size", type=int, help="with end-of-text (default: 16384, or what the text gives)")
     parser.add_argument("--val-share", type=float, default=0.05, help="share of documents held out (default: 0.05)")
-    parser.add_argument("--encoding-errors", default="strict", help="strict, or replace what is not UTF-8")
+    parser.add_argument(
+        "--encoding-errors", default="strict", help="strict, or replace what is not UTF-8 (default: strict)"
+    )
     flags = vars(parser.parse_args())
     try:
         folder = prepare(**flags)

@@ -323,14 +323,16 @@ def get_parser() -> argparse.ArgumentParser:
     add("run", type=Path, nargs="?", help="run folder, as train.py wrote it")
     add("--task", nargs="+", default=["toy"], metavar="TASK", help=f"some of {', '.join(TASKS)}; or all: those whose "
         "folder is in --data (default: toy)")
-    add("--data", type=Path, help="a folder with a folder per task, as the challenge has it, or with one task's files")
+    add("--data", type=Path, help="a folder with a folder per task, as the challenge has it, or with one task's files "
+        "(default: none; toy needs none)")
     add("--weights", choices=("last", "average"), default="last", help="average: of --average-last (default: last)")
     add("--untrained", type=int, default=0, metavar="N", help="beside every score that of N models of this size and "
         "tokenizer as they are before training; kept beside the corpus's tokenizer (default: 0)")
-    add("--compare", type=Path, metavar="OTHER", help="differences from another run, scored on the same tasks before")
+    add("--compare", type=Path, metavar="OTHER", help="differences from another run, scored on the same tasks before "
+        "(default: none)")
     add("--items", type=int, metavar="N", help="about N of each task's items, evenly taken (default: all)")
     add("--batch-size", type=int, default=64, help="items scored together (default: 64)")
-    add("--reference", action="store_true", help="print the poster's table")
+    add("--reference", action="store_true", help="print the poster's table (default: off)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     # fmt: on
     return parser

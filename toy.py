@@ -747,8 +747,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--sample", action="store_true", help="print thirty lines of each stage")
-    what.add_argument("--calibrate", action="store_true", help="print scores of n-gram, untrained and trained models")
+    what.add_argument(
+        "--sample", action="store_true", help="print thirty lines of each stage (default: four, and pairs)"
+    )
+    what.add_argument(
+        "--calibrate", action="store_true", help="print scores of n-gram, untrained and trained models (default: off)"
+    )
     args = parser.parse_args()
     if args.calibrate:
         print_calibration()

@@ -78,14 +78,14 @@ def get_parser() -> argparse.ArgumentParser:
         help="text that is not UTF-8: stop, or put U+FFFD in its place (default: strict)")
     add("--cache", type=Path, default=Path("data/cache"), help="where prepared corpora are kept (default: data/cache)")
 
-    group = parser.add_argument_group("model", "the sizes default to the preset's")
+    group = parser.add_argument_group("model")
     add = group.add_argument
     add("--preset", choices=PRESET_DEFAULTS, help="117m, small or tiny (default: 117m with a GPU, else tiny)")
-    add("--n-layer", type=count, help="transformer blocks")
-    add("--n-embd", type=count, help="width")
-    add("--n-head", type=count, help="query heads")
-    add("--n-kv-head", type=count, help="key/value heads")
-    add("--n-mlp", type=count, help="hidden width of the MLP")
+    add("--n-layer", type=count, help="transformer blocks (default: the preset's)")
+    add("--n-embd", type=count, help="width, numbers per token (default: the preset's)")
+    add("--n-head", type=count, help="query heads (default: the preset's)")
+    add("--n-kv-head", type=count, help="key/value heads (default: the preset's)")
+    add("--n-mlp", type=count, help="hidden width of the MLP (default: the preset's)")
     add("--block-size", type=count, help="T, tokens per sequence (default: tiny 64, small 256, 117m 512)")
 
     group = parser.add_argument_group("method")
@@ -104,7 +104,7 @@ def get_parser() -> argparse.ArgumentParser:
     add("--p", type=int, choices=(1, 2), default=1, help="bcp: the norm of the pull-back to the anchor (default: 1)")
     add("--C", type=number(float, 0), help="bcp: strength of the pull-back at the peak learning rate: with p=1 weight "
         f"per update (default: {DEFAULT_C[1]:g} of --lr), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
-    add("--prox", action="store_true", help="bcp: pull back by the proximal step, which never overshoots the anchor")
+    add("--prox", action="store_true", help="bcp: the proximal step, which never overshoots the anchor (default: off)")
     add("--eta", type=positive, default=0.1, help="bcp: learning rate of alpha, per nat (default: 0.1)")
     add("--goal", type=positive, help="bcp: L_goal, nats per token; good is a little above what --mode=random reaches "
         "(default: the loss of a bigram model of the text)")
@@ -156,9 +156,10 @@ def get_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="run folder (default: a fresh numbered one, such as out/bcp-p1-3)")
     add("--resume", nargs="?", const="last", choices=("last", "previous"), help="go on with the run in --out, with its "
         "flags, from its last checkpoint, or from the one before (default: a new run)")
-    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--overwrite", action="store_true", help="replace the run in --out (default: off)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling (default: 0)")
-    add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view")
+    add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view "
+        "(default: the budget)")
     add("--max-bad-updates", type=count, default=10, help="an update with a loss or gradient that is not finite "
         "changes nothing, but counts, as a repeat of its batch too; stop after so many in a row (default: 10)")
     add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")

@@ -166,9 +166,9 @@ def load_export(run: Path, folder: Path):
 def main() -> None:
     tasks = [task for task in evaluate.TASKS if task != "toy"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--task", nargs="+", choices=tasks, default=tasks, metavar="TASK")
+    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument("data", type=Path, help="folder with a folder per task")
+    parser.add_argument("--task", nargs="+", choices=tasks, default=tasks, metavar="TASK", help="(default: all)")
     parser.add_argument("--items", type=int, default=10**9, help="of a task, evenly taken (default: all)")
     args = parser.parse_args()
     failed = False

@@ -64,29 +64,55 @@ def test_files_that_are_linked_to_exist(file):
 
 
 class Parsed(Exception):
-    """The arguments were understood."""
+    """The arguments were understood, or the parser was seen."""
+
+
+@pytest.fixture
+def parser_of(monkeypatch):
+    """A function that starts a program up to where its arguments are parsed, and returns the parser."""
+
+    def start(program: str, arguments: list[str]) -> argparse.ArgumentParser:
+        found = []
+        parse = argparse.ArgumentParser.parse_args
+
+        def parse_only(self, *args, **more):
+            parse(self, *args, **more)
+            found.append(self)
+            raise Parsed
+
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        monkeypatch.chdir(ROOT)
+        with pytest.raises(Parsed):
+            if program.endswith(".py"):
+                runpy.run_path(program, run_name="__main__")
+            else:
+                runpy.run_module(program, run_name="__main__")
+        return found[0]
+
+    return start
 
 
 @pytest.mark.parametrize("command", PROGRAMS)
-def test_every_command_is_understood_by_its_program(command, monkeypatch):
-    parse = argparse.ArgumentParser.parse_args
+def test_every_command_is_understood_by_its_program(command, parser_of):
+    words = [word for word in words_of(command) if not word.startswith("--resume")]
+    if words[1] == "-m":
+        parser_of(words[2], words[3:])
+    else:
+        program = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        parser_of(words[program], words[program + 1 :])
 
-    def parse_only(self, *args, **more):
-        parse(self, *args, **more)
-        raise Parsed
 
-    words = words_of(command)
-    words = words[next(i for i, word in enumerate(words) if word == "-m" or word.endswith(".py")) :]
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
-    monkeypatch.chdir(ROOT)
-    module = words.pop(0) == "-m" and words.pop(0)
-    program = module or words_of(command)[-len(words) - 1]
-    monkeypatch.setattr(sys, "argv", [program, *(word for word in words if not word.startswith("--resume"))])
-    with pytest.raises(Parsed):
-        if module:
-            runpy.run_module(module, run_name="__main__")
-        else:
-            runpy.run_path(str(ROOT / program), run_name="__main__")
+ARGUMENTS = {"evaluate.py": "run", "sample.py": "run", "tools.plot": "run", "tools.compare": "grid.toml",
+             "tools.export": "run folder", "tests.official": "run folder"}  # fmt: skip
+OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "experiments.e2"]
+
+
+@pytest.mark.parametrize("program", [*ARGUMENTS, *OTHERS])
+def test_every_flag_says_its_default(program, parser_of):
+    for action in parser_of(program, ARGUMENTS.get(program, "").split())._actions:
+        if action.dest != "help":
+            assert action.help and (not action.option_strings or "default" in action.help), action.dest
 
 
 def test_its_commands_run_in_order(tmp_path, cache, eval_files, text_file):

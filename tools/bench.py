@@ -396,7 +396,7 @@ def bench_text(table: Table, words: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
+    parser.add_argument("--quick", action="store_true", help="leave out what takes minutes (default: off)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if any)")
     args = parser.parse_args()
     try:

@@ -178,7 +178,9 @@ def main() -> None:
         description=__doc__,
     )
     parser.add_argument("grid", type=Path, help="the TOML file")
-    parser.add_argument("--quick", action="store_true", help="the first seed, with the file's quick flags")
+    parser.add_argument(
+        "--quick", action="store_true", help="the first seed, with the file's quick flags (default: off)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
     args = parser.parse_args()
     if args.jobs < 1:

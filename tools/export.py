@@ -26,8 +26,9 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="run folder, as train.py wrote it")
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder to write: a new or an empty one")
-    parser.add_argument("--weights", choices=("last", "average"), default="last", help="average: of --average-last")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR")
+    parser.add_argument("--weights", choices=("last", "average"), default="last", help="average: of --average-last "
+                        "(default: last)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR (default: off)")
     return parser
 
 
