@@ -32,6 +32,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+# Safe for the colour-blind (Okabe and Ito 2008).
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -50,22 +52,23 @@ def summary(out: Path) -> dict:
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     updates = [record for record in records if "loss" in record]
     config = json.loads((out / "config.json").read_text())
-    seen, coverage, visits = set(), [], []  # batches met, how many at each update, how often each was repeated
+    seen, coverage, visits = set(), [(0, 0)], []  # batches met; how many, and visits, after each update; its repeats
     for record in updates:
         if record["batch"] is not None:  # drawn blocks, of lfr or a buffer, belong to no batch
             seen.add(record["batch"])
-        coverage.append(len(seen))
         if record["repeat"] == 1:
             visits.append(0)
         visits[-1] += 1
+        coverage.append((len(seen), len(visits)))
     evaluations = [record for record in records if "val_loss" in record]
-    for evaluation in evaluations:  # the share of the text seen by then, percent
-        evaluation["seen"] = share(coverage[evaluation["update"] - 1], config) if evaluation["update"] else 0.0
+    for evaluation in evaluations:
+        met, visited = coverage[evaluation["update"]]
+        evaluation["seen"], evaluation["passes"] = share(met, config), share(visited, config) / 100
     return {
         "val_loss": evaluations[-1]["val_loss"],
         "toy": evaluations[-1]["toy"],
-        "seen": share(len(seen), config),
-        "passes": len(visits) / config["batches"],
+        "seen": evaluations[-1]["seen"],
+        "passes": evaluations[-1]["passes"],
         "repeats": statistics.median(visits),
         "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits),
         "evaluations": evaluations,
@@ -127,8 +130,10 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
 
 
 def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
-    """Minimal pairs and validation loss, against updates and against the share of the text seen: mean over seeds, and a
-    band of one standard error. Without matplotlib there is no figure, and a line that says so."""
+    """Minimal pairs and validation loss, against updates and against the text seen, where repeats count once.
+
+    Mean over seeds, and a band of one standard error. Without matplotlib there is no figure, and a line that says so.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -138,28 +143,34 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     drawn = {name: [run["evaluations"] for run in seeds.values()] for name, seeds in results.items() if seeds}
-    colours = plt.get_cmap("viridis")([i / max(1, len(drawn) - 1) * 0.92 for i in range(len(drawn))])
-    dashes = ["-", "--", "-.", ":"]
     measures = [("toy", "minimal pairs, %"), ("val_loss", "validation loss, nats per token")]
-    axes_of = [("update", "updates"), ("seen", "training text seen, %")]
+    axes_of = [("update", "updates"), ("passes", "text seen, in passes through the training text")]
     figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), sharex="col", sharey="row", layout="constrained")
     for row, (measure, y_label) in zip(axes, measures, strict=True):
         for ax, (along, x_label) in zip(row, axes_of, strict=True):
             for i, (name, runs) in enumerate(drawn.items()):
                 if any(evaluation.get(key) is None for run in runs for evaluation in run for key in (measure, along)):
                     continue
+                if along == "passes":  # a logarithmic axis has no 0
+                    runs = [run[1:] for run in runs]
                 x = [
                     statistics.fmean(points) for points in zip(*([e[along] for e in run] for run in runs), strict=True)
                 ]
                 columns = list(zip(*([e[measure] for e in run] for run in runs), strict=True))
                 mean = [statistics.fmean(values) for values in columns]
                 error = [statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in columns]
-                line = {"color": colours[i], "linestyle": dashes[i % len(dashes)], "marker": "osD^v<>P*"[i % 9]}
+                line = {
+                    "color": COLOURS[i % 7],
+                    "linestyle": ["-", "--", ":"][i // 7 % 3],
+                    "marker": "osD^v<>P*"[i % 9],
+                }
                 ax.plot(x, mean, label=name, markersize=4, **line)
                 if along == "update":
                     low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
-                    ax.fill_between(x, low, high, color=colours[i], alpha=0.2, linewidth=0)
+                    ax.fill_between(x, low, high, color=COLOURS[i % 7], alpha=0.2, linewidth=0)
             ax.grid(alpha=0.3)
+            if along == "passes":
+                ax.set_xscale("log")
             if measure == measures[-1][0]:
                 ax.set_xlabel(x_label)
         row[0].set_ylabel(y_label)
