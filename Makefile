@@ -1,9 +1,15 @@
-# The two commands: `make train` and `make test`. Both set up .venv on first use and need only Python 3.11 or later.
+# `make train`, `make plot` (pictures of the last run, or of RUN=out/...) and `make test` set up .venv on first use and
+# need only Python 3.11 or later.
 PYTHON ?= python3
 BIN := .venv/bin
 
 train: .venv/ready
 	$(BIN)/python train.py --mode=bcp --p=1
+
+RUN ?= $(shell ls -td out/*/ 2>/dev/null | head -n 1)
+plot: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^matplotlib' requirements-dev.txt)
+	$(BIN)/python -m tools.plot $(RUN)
 
 test: .venv/ready-dev
 	$(BIN)/python -m pytest
@@ -21,4 +27,4 @@ lint: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
-.PHONY: train test lint
+.PHONY: train plot test lint
