@@ -1,0 +1,121 @@
+"""E5: real text. A part of every source to train on, another one held out; losses by source, and BLiMP.
+
+    python -m experiments.e5 prepare ../shared/data/corpus      # a folder of folders of text, each folder a source
+    python -m tools.compare experiments/e5.toml --jobs=2        # the runs, out/e5/*
+    python -m experiments.e5 score ../shared/data/eval          # what they reached: results/e5-tasks.json and .md
+
+Sources are cut into excerpts of some 500 words, and both parts are evenly spaced among them.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import data
+import evaluate
+from model import pick_device
+from tools import compare
+
+PART, RUNS, FILE = Path("data/e5"), Path("out/e5"), Path("results/e5-tasks.json")
+TASKS = ("blimp", "blimp_supplement")
+
+
+def excerpts(source: Path, words: int = 500) -> list[list[str]]:
+    """The text of a folder in pieces of consecutive lines, of so many words or a line more."""
+    pieces, piece, count = [], [], 0
+    for line in data.file_lines(data.corpus_files(source), "strict", tqdm(disable=True)):
+        if line:
+            piece.append(line)
+            count += len(line.split())
+        if count >= words:
+            pieces.append(piece)
+            piece, count = [], 0
+    return pieces
+
+
+def prepare(corpus: Path, words: int, held_out: int) -> None:
+    """data/e5/train/<source>.txt, as large a share of each source, and data/e5/held-out/<source>.txt, equally large."""
+    sources = {folder.name: excerpts(folder) for folder in sorted(corpus.iterdir()) if folder.is_dir()}
+    share = words / 500 / sum(map(len, sources.values()))
+    for name, pieces in sources.items():
+        aside = np.linspace(0, len(pieces) - 1, held_out // 500).astype(int)
+        rest = np.setdiff1d(np.arange(len(pieces)), aside)
+        chosen = rest[np.linspace(0, len(rest) - 1, round(share * len(pieces))).astype(int)]
+        known = {line for i in chosen for line in pieces[i]}
+        for part, some in (("train", chosen), ("held-out", aside)):
+            file = PART / part / f"{name}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lines = [[line for line in pieces[i] if part == "train" or line not in known] for i in some]
+            file.write_text("\n\n".join("\n".join(piece) for piece in lines) + "\n")
+            print(f"{file}: {sum(len(line.split()) for piece in lines for line in piece):,} words")
+
+
+def loss_by_source(run: Path) -> dict[str, float]:
+    """Nats per token of every line of the held-out part, each after an end-of-text token."""
+    model, tokenizer, _ = evaluate.load_run(run, pick_device("auto"))
+    encode, losses = evaluate.Encoder(tokenizer), {}
+    for file in sorted((PART / "held-out").glob("*.txt")):
+        items = [[encode("", line)] for line in file.read_text().split("\n") if line]
+        scores = evaluate.log_probabilities(model, items, model.config.vocab_size - 1)
+        losses[file.stem] = -sum(score for (score,) in scores) / sum(len(ids) for [(ids, _)] in items)
+    return losses
+
+
+def score(folder: Path, items: int | None) -> None:
+    """Score the runs in out/e5 that have not been scored, and write the table."""
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+    for run in sorted(RUNS.iterdir()):
+        if run.name in kept:
+            continue
+        flags = [str(run), f"--data={folder}", "--task", *TASKS, *([f"--items={items}"] if items else [])]
+        evaluate.main(evaluate.get_args(flags))
+        tasks = {task: json.loads((run / f"eval-{task}.json").read_text())["scores"][0]["score"] for task in TASKS}
+        kept[run.name] = {"loss": loss_by_source(run), **tasks}
+        compare.keep(FILE, kept)
+    FILE.with_suffix(".md").write_text(table(kept))
+    print("\n" + table(kept))
+
+
+def table(kept: dict[str, dict]) -> str:
+    """Markdown: a row per kind of run, mean and standard error over its seeds."""
+    kinds: dict[str, list[dict]] = {}
+    for name, run in kept.items():
+        kinds.setdefault(name.rsplit("-s", 1)[0], []).append(run)
+    sources = sorted(next(iter(kept.values()))["loss"])
+    rows = [
+        f"| run | {' | '.join(sources)} | mean, nats per token | BLiMP | supplement |",
+        "|---" * (len(sources) + 4) + "|",
+    ]
+    for kind, runs in kinds.items():
+        cells = [compare.spread([run["loss"][source] for run in runs], 2) for source in sources]
+        cells += [compare.spread([statistics.fmean(run["loss"].values()) for run in runs], 2)]
+        cells += [compare.spread([run[task] for run in runs], 1) for task in TASKS]
+        rows.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="experiments.e5", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_subparsers(dest="what", required=True)
+    one = what.add_parser("prepare", help="cut the two parts out of a corpus")
+    one.add_argument("corpus", type=Path, help="folder of folders of text")
+    one.add_argument("--words", type=int, default=200_000, help="to train on (default: 200000)")
+    one.add_argument("--held-out", type=int, default=3000, help="words of each source (default: 3000)")
+    two = what.add_parser("score", help="score the runs in out/e5")
+    two.add_argument("eval", type=Path, help="folder with the folders blimp and blimp_supplement")
+    two.add_argument("--items", type=int, help="of each task, evenly taken (default: all)")
+    args = parser.parse_args()
+    if args.what == "prepare":
+        prepare(args.corpus, args.words, args.held_out)
+    else:
+        score(args.eval, args.items)
+
+
+if __name__ == "__main__":
+    main()
