@@ -933,7 +933,12 @@ def go(run: Run, resuming: bool) -> int:
 def average(run: Run) -> None:
     """Write and score the mean of the weights at the last evaluations."""
     run.model.load_state_dict(checkpoint.average_weights(run.folder, run.args.average_last))
-    print(f"\nmean of the weights at the last {run.args.average_last} evaluations: {assess(run)}")
+    scores = assess(run)
+    with open(run.folder / checkpoint.METRICS, "a") as file:
+        file.write(
+            json.dumps({"update": run.update, "average": {"val_loss": scores.val_loss, "toy": scores.toy}}) + "\n"
+        )
+    print(f"\nmean of the weights at the last {run.args.average_last} evaluations: {scores}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
 Written are results/<name>.json, what every run reached, after each of them; results/<name>.md, their table; and the
 figure results/<name>.png and .svg. The table has the scores at the end, and their means over the evaluations of the
 run's last quarter, since the end of a run may fall on an easy or a hard part of the text: mean and standard error over
-seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t).
+seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t). A run with
+--average-last has a second row, for the mean of its weights.
 
 A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
 one that was cut in the middle goes on from its checkpoint in out/<name>/.
@@ -72,6 +73,7 @@ def summary(out: Path) -> dict:
         "repeats": statistics.median(visits),
         "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits),
         "evaluations": evaluations,
+        "average": next((record["average"] for record in records if "average" in record), None),  # --average-last
     }
 
 
@@ -126,6 +128,10 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
         cells += [f"{statistics.fmean(run[key] for run in runs):{form}}"
                   for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
+        if averages := [run["average"] for run in runs if run.get("average")]:
+            pairs, loss = (spread([average[measure] for average in averages], digits)
+                           for measure, digits in (("toy", 1), ("val_loss", 2)))  # fmt: skip
+            rows.append(f"| {name}, averaged | {pairs} | | | {loss} | | | | | |")
     return "\n".join(rows) + "\n"
 
 
