@@ -1,4 +1,4 @@
-"""Run a grid of trainings and compare them: python -m tools.compare experiments/regimes.toml
+"""Run a grid of trainings and compare them: python -m tools.compare experiments/e1.toml
 
 The TOML file names the runs, their flags, the seeds that each is run with, and the run that others are compared to:
 
@@ -251,11 +251,18 @@ def main() -> None:
     print("\n" + table(results, reference))
 
 
+def rounded(x):
+    """The numbers in a record to four decimals, which is finer than any spread over seeds."""
+    if isinstance(x, dict):
+        return {name: rounded(value) for name, value in x.items()}
+    return [rounded(value) for value in x] if isinstance(x, list) else round(x, 4) if isinstance(x, float) else x
+
+
 def keep(file: Path, record: dict) -> None:
     """Write the results beside, and rename them over the old ones."""
     file.parent.mkdir(exist_ok=True)
     beside = file.with_name(file.name + ".part")
-    beside.write_text(json.dumps(record) + "\n")
+    beside.write_text(json.dumps(rounded(record)) + "\n")
     os.replace(beside, file)
 
 
