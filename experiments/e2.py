@@ -163,8 +163,10 @@ def tables(kept: dict) -> str:
         rows.append("| " + " | ".join(cells) + " |")
     rows += ["", "| alpha on AdamW | step, over that with alpha = 1 |", "|---|---|"]
     for alpha, ratio in kept["constant"].items():
-        rows.append(f"| constant {alpha} | {statistics.geometric_mean(ratio):.3f} over 100 updates, {min(ratio[:20]):.4f} to "
-                    f"{max(ratio[:20]):.4f} over the first 20 |")  # fmt: skip
+        mean, first = statistics.geometric_mean(ratio), ratio[:20]
+        rows.append(
+            f"| constant {alpha} | {mean:.3f} over 100 updates; the first 20: {min(first):.4f} to {max(first):.4f} |"
+        )
     for name, ratio in kept["shadows"].items():
         after = ratio[WARM + RISE :]
         places = ", ".join(f"{after[k - 1]:.2f}" for k in (1, 10, 20, 40, 80))
