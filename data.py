@@ -94,10 +94,12 @@ class Corpus:
 
     @property
     def vocab_size(self) -> int:
+        """Tokens of the vocabulary, end-of-text included."""
         return self.meta["vocab_size"]
 
     @property
     def eot(self) -> int:
+        """The id of the end-of-text token, the last one."""
         return self.meta["eot"]
 
     def train_lines(self) -> np.ndarray:
@@ -173,16 +175,19 @@ def read_sealed(path: Path, remedy: str) -> dict:
 
 
 def sealed(content: dict) -> bytes:
+    """JSON with a digest of itself, so that damage shows."""
     seal = hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
     return (json.dumps(content | {"seal": seal}, indent=1) + "\n").encode()
 
 
 def file_digest(path: Path) -> str:
+    """BLAKE2b of a file, 32 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 def one_line(error: BaseException) -> str:
+    """An error's message without line breaks, cut at 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -221,6 +226,7 @@ def corpus_files(path: Path) -> list[Path]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[BinaryIO]:
+    """A text file, unpacked if it ends in .gz. Raises DataError if that is damaged."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             yield file
@@ -262,6 +268,7 @@ def file_lines(files: list[Path], encoding_errors: str, bar) -> Iterator[str]:
 
 
 def toy_lines(bar) -> Iterator[str]:
+    """The lines of the built-in corpus; "" ends a document."""
     import toy
 
     for scene in toy.documents():
@@ -278,6 +285,7 @@ def split_label(line: str) -> tuple[str, str]:
 
 
 def pieces(text: str) -> Iterator[str]:
+    """A text in parts that the tokenizer can take."""
     return (text[i : i + LONGEST_PIECE] for i in range(0, len(text), LONGEST_PIECE))
 
 
@@ -317,6 +325,7 @@ def gpt2_tokenizer() -> dict:
 
 
 def tokenizer_spec(name: str, pattern: str, tokens: list[bytes]) -> dict:
+    """What tokenizer.json holds: tokens in the order of their ids, end-of-text not among them."""
     return {"name": name, "pattern": pattern, "tokens": [base64.b64encode(token).decode() for token in tokens]}
 
 
@@ -502,6 +511,7 @@ def choose_validation(doc_hash: np.ndarray, val_share: float) -> np.ndarray:
 
 
 def encode_pairs(encoding) -> dict[str, list]:
+    """The built-in corpus's minimal pairs by paradigm, as [good ids, bad ids]."""
     import toy
 
     encode = encoding.encode_ordinary

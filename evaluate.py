@@ -82,17 +82,20 @@ def field(record: dict, name: str, kind: type = str):
 
 
 def minimal_pair(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """BLiMP and its supplement: the whole sentences."""
     candidates = [encode("", field(record, name)) for name in ("sentence_good", "sentence_bad")]
     return {"group": record.get("UID", file)}, candidates
 
 
 def ewok(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """Two targets after the first context."""
     context = field(record, "Context1")
     candidates = [encode(context, " " + field(record, name)) for name in ("Target1", "Target2")]
     return {"group": field(record, "Domain")}, candidates
 
 
 def entity_tracking(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """Options after a story; groups are of a file and a number of operations."""
     prefix, options = field(record, "input_prefix"), field(record, "options", list)
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise ValueError("'options' must be two or more strings")
@@ -100,12 +103,14 @@ def entity_tracking(record: dict, file: str, encode: Encoder) -> tuple[dict, lis
 
 
 def comps(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """A property after two concepts."""
     phrase = field(record, "property_phrase")
     prefixes = [field(record, name) for name in ("prefix_acceptable", "prefix_unacceptable")]
     return {"group": file}, [encode(prefix + " ", phrase) for prefix in prefixes]
 
 
 def wug(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """Sentences with derived forms of a made-up word, and how many people took the first."""
     sentences = field(record, "sentences").split("\t")
     if len(sentences) < 2:
         raise ValueError("'sentences' must be two or more, with a tab between")
@@ -290,6 +295,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 class Task(NamedTuple):
+    """A reader, a scorer, and where the files are."""
+
     read: Callable  # a line of a file -> what is known of the item, and its candidates
     rows: Callable  # records with their scores -> rows of the table
     folders: tuple[str, ...] = ()  # in --data
@@ -603,6 +610,7 @@ def chosen_tasks(args: argparse.Namespace) -> list[str]:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    """Read all tasks, score them, write the results into the run folder and print the table."""
     reuse_memory()
     device = pick_device(args.device)
     model, tokenizer, config = load_run(args.run, device, args.weights)

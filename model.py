@@ -62,6 +62,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Causal self-attention; several query heads share a key/value head (Ainslie et al. 2023, arXiv 2305.13245)."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.head_size = config.n_embd // config.n_head
@@ -81,6 +83,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.gate_proj = nn.Linear(config.n_embd, config.n_mlp, bias=False)
@@ -92,6 +96,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A transformer block; x is (B, T, C), cos and sin are those of `rotary`, mask as in `Transformer.hidden`."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.self_attn = Attention(config)

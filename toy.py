@@ -711,6 +711,7 @@ def model_scores(seeds: int = 5, trained: int = 3) -> dict[str, list[dict[str, f
 
 
 def print_calibration() -> None:
+    """How hard the pairs are: n-gram, untrained and trained models."""
     lines = [line for scene in documents() for line in scene]
     table = {name: [ngram_scores(lines, order)] for order, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
     table |= model_scores()
@@ -735,6 +736,7 @@ def print_lines(n: int) -> None:
 
 
 def print_pairs() -> None:
+    """Two pairs of every paradigm, and an item of entity tracking."""
     print("\nminimal pairs, the second of each ungrammatical\n")
     for uid, pairs in minimal_pairs().items():
         for pair in pairs[:2]:

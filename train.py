@@ -49,6 +49,7 @@ def number(kind: type, least: float, most: float = math.inf, above: bool = False
 
 
 def device_name(text: str) -> str:
+    """A parser of flags: the name of a device, whether or not it is there."""
     kind, _, index = text.partition(":")
     if text not in ("auto", "cpu", "cuda", "mps") and not (kind == "cuda" and index.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r}: must be auto, cpu, cuda, cuda:N or mps")
@@ -56,6 +57,7 @@ def device_name(text: str) -> str:
 
 
 def get_parser() -> argparse.ArgumentParser:
+    """The flags. `python train.py --help` prints this list."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         usage=argparse.SUPPRESS,  # so that an error is one line
@@ -288,6 +290,7 @@ class Run:
 
     @property
     def last_update(self) -> int:
+        """Where this run ends: at its budget, or before it at --max-updates."""
         return min(self.budget, self.args.max_updates or self.budget)
 
 
@@ -383,14 +386,17 @@ def join_processes(device: torch.device) -> torch.device:
 
 
 def n_processes() -> int:
+    """How many processes train this run."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
+    """Is this the process that writes?"""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def wait_for_all() -> None:
+    """Go on when all processes are here."""
     if distributed.is_initialized():
         distributed.barrier()
 
@@ -555,6 +561,7 @@ def restore(run: Run) -> None:
 
 
 def assess(run: Run) -> evaluate.Scores:
+    """Validation loss and minimal pairs of the weights as they are."""
     return evaluate.assess(run.model, *run.validation, run.args.batch_size, run.corpus.pairs, run.corpus.eot)
 
 
@@ -666,6 +673,7 @@ def report(run: Run, scores: evaluate.Scores) -> None:
 
 
 def read_metrics(run: Run) -> list[dict]:
+    """The records of metrics.jsonl."""
     return [json.loads(line) for line in (run.folder / checkpoint.METRICS).read_text().splitlines()]
 
 

@@ -39,16 +39,19 @@ REPEAT = 20  # of the first batch, which all runs begin with: where distances ar
 
 
 def eta_run(eta: float, threshold: float, seed: int) -> str:
+    """The flags of a run that looks at eta."""
     return (f"--mode=bcp --eta={eta:g} --threshold={threshold:g} --seed={seed} --max-updates=120 --max-repeats=1000 "
             "--eval-every=1000")  # fmt: skip
 
 
 def anchor_run(pull: str, C: float) -> str:
+    """The flags of a run that looks at C."""
     flags = f"--mode=bcp {PULLS[pull]} --C={C:g}" if C else "--mode=bcp --C=0"
     return f"{flags} --max-updates=300 --norms-every=1 --track-forgetting=20 --eval-every=1000"
 
 
 def all_runs() -> list[str]:
+    """The flags of all runs."""
     runs = [eta_run(eta, 1.0, seed) for eta in ETAS for seed in (0, 1, 2)] + [eta_run(eta, 1.5, 0) for eta in ETAS]
     return runs + [anchor_run("p = 1", 0.0)] + [anchor_run(pull, C) for pull in DECADES for C in DECADES[pull]]
 
@@ -145,6 +148,7 @@ def shadows() -> dict[str, list[float]]:
 
 
 def mean_and_range(values: list[float], digits: int = 1) -> str:
+    """Such as 58.3 (57 to 60)."""
     low, high = min(values), max(values)
     return f"{statistics.fmean(values):.{digits}f}" + (f" ({low:g} to {high:g})" if len(values) > 1 else "")
 
