@@ -79,7 +79,7 @@ def summary(out: Path) -> dict:
     return {
         "flags": flags,
         "visits": [[len(v), v[0]["loss"], statistics.fmean(r["loss"] for r in v), v[-1]["loss"]] for v in visits],
-        "finished": len(visits) - 1,  # the last one may have been cut
+        "met": len(visits),
         "unconverged": sum(len(visit) >= flags["max_repeats"] for visit in visits),
         "gap": gap,
         "clamped": clamped,
@@ -177,12 +177,12 @@ def tables(kept: dict) -> str:
         rows.append(f"| 1 to 10 to 1, {name} | {ratio[WARM + RISE // 2]:.1f} at its height; {places} at the next "
                     "batch's updates 1, 10, 20, 40, 80 |")  # fmt: skip
     rows += ["", f"| pull | C | distance after {REPEAT} repeats of the first batch | weights at the anchor, % | loss | "
-             "batches finished in 300 updates | unconverged | forgetting, nats |", "|---" * 8 + "|"]  # fmt: skip
+             "batches met in 300 updates | unconverged | forgetting, nats |", "|---" * 8 + "|"]  # fmt: skip
     for name, C in [("none", 0.0)] + [(pull, C) for pull in DECADES for C in DECADES[pull]]:
         run = runs[anchor_run("p = 1" if name == "none" else name, C)]
         forgetting = "-" if run["forgetting"] is None else f"{run['forgetting']:+.2f}"
         rows.append(f"| {name} | {C:g} | {run['distance']:.2f} | {100 * run['unmoved']:.0f} | {run['loss']:.2f} | "
-                    f"{run['finished']} | {run['unconverged']} | {forgetting} |")  # fmt: skip
+                    f"{run['met']} | {run['unconverged']} | {forgetting} |")  # fmt: skip
     return "\n".join(rows) + "\n"
 
 
@@ -195,7 +195,7 @@ def draw(kept: dict) -> None:
 
     runs = kept["runs"]
     markers = dict(zip(PULLS, "osD", strict=True))
-    colours = dict(zip(PULLS, plt.get_cmap("viridis")([0.0, 0.45, 0.85]), strict=True))
+    colours = dict(zip(PULLS, compare.COLOURS[1:4], strict=True))
     figure, ((eta, windup, shadow), (distance, met, forgetting)) = plt.subplots(
         2, 3, figsize=(12, 7.5), layout="constrained"
     )
@@ -227,7 +227,7 @@ def draw(kept: dict) -> None:
 
     for ax, key, label, title in (
         (distance, "distance", f"distance after {REPEAT} repeats", "Where the anchor holds"),
-        (met, "finished", "batches finished in 300 updates", "Where learning stops"),
+        (met, "met", "batches met in 300 updates", "Where learning stops"),
         (forgetting, "forgetting", "forgetting, nats per token", "What is kept"),
     ):
         for pull, values in DECADES.items():
@@ -267,7 +267,7 @@ def main() -> None:
             flags, result = done.result()
             kept["runs"][flags] = result
             compare.keep(FILE, kept)
-            print(flags, result["finished"], flush=True)
+            print(f"{flags}: {result['met']} batches met", flush=True)
     FILE.with_suffix(".md").write_text(tables(kept))
     draw(kept)
     print("\n" + tables(kept))
