@@ -210,8 +210,8 @@ def draw(kept: dict) -> None:
     )
     eta.legend()
 
-    some = [visit for seed in (0, 1, 2) for visit in runs[eta_run(0.1, 1.0, seed)]["visits"][:-1]]
-    goal = runs[eta_run(0.1, 1.0, 0)]["flags"]["goal"]
+    usual = runs[anchor_run("p = 1", 3e-4)]
+    some, goal = usual["visits"][:-1], usual["flags"]["goal"]
     windup.axhline(goal, color="black", linewidth=1, label=f"goal, {goal:g}")
     for place, label, marker in ((2, "mean over all repeats", "o"), (3, "last repeat", "v")):
         windup.plot([v[1] for v in some], [v[place] for v in some], marker, label=label, alpha=0.7)
@@ -223,6 +223,7 @@ def draw(kept: dict) -> None:
     shadow.axvline(0, color="black", linewidth=0.5)
     shadow.set(xlabel="updates since the next batch began", ylabel="length of a step over that with alpha = 1",
                title="Alpha from 1 to 10 to 1, and its shadow")  # fmt: skip
+    shadow.set_yticks([0.3, 0.5, 1, 2, 5], ["0.3", "0.5", "1", "2", "5"])
     shadow.legend(fontsize=8)
 
     for ax, key, label, title in (
