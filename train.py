@@ -942,10 +942,9 @@ def average(run: Run) -> None:
     """Write and score the mean of the weights at the last evaluations."""
     run.model.load_state_dict(checkpoint.average_weights(run.folder, run.args.average_last))
     scores = assess(run)
+    record = {"update": run.update, "average_val_loss": scores.val_loss, "average_toy": scores.toy}
     with open(run.folder / checkpoint.METRICS, "a") as file:
-        file.write(
-            json.dumps({"update": run.update, "average": {"val_loss": scores.val_loss, "toy": scores.toy}}) + "\n"
-        )
+        file.write(json.dumps(record) + "\n")
     print(f"\nmean of the weights at the last {run.args.average_last} evaluations: {scores}")
 
 

@@ -39,6 +39,7 @@ def test_the_lines_of_code_beside_the_formulas_stand_in_the_code():
     code = (ROOT / "bcp.py").read_text() + (ROOT / "train.py").read_text()
     assert len(quoted) == 10
     assert [line for line in quoted if line not in code] == []
+    assert " and self.alpha < self.threshold`: a batch is left" in README and "self.alpha < self.threshold" in code
 
 
 def test_every_flag_that_is_named_is_one():

@@ -203,7 +203,7 @@ def test_average_is_the_mean_of_the_last_evaluations_weights(flags, tmp_path):
     one, two = (checkpoint.load(out / f"weights-{update}.pt")["model"] for update in (10, 12))
     average = checkpoint.load(out / "average.pt")["model"]
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["update"] == 12 and 0 < last["average"]["val_loss"] < 9
+    assert last["update"] == 12 and 0 < last["average_val_loss"] < 9
     for name, w in average.items():
         torch.testing.assert_close(w, (one[name] + two[name]) / 2)
     kept = sorted(int(file.stem.removeprefix("weights-")) for file in out.glob("weights-*.pt"))

@@ -73,7 +73,7 @@ def summary(out: Path) -> dict:
         "repeats": statistics.median(visits),
         "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits),
         "evaluations": evaluations,
-        "average": next((record["average"] for record in records if "average" in record), None),  # --average-last
+        "averaged": next((record for record in records if "average_val_loss" in record), None),  # --average-last
     }
 
 
@@ -128,8 +128,8 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
         cells += [f"{statistics.fmean(run[key] for run in runs):{form}}"
                   for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
         rows.append("| " + " | ".join(cells) + " |")
-        if averages := [run["average"] for run in runs if run.get("average")]:
-            pairs, loss = (spread([average[measure] for average in averages], digits)
+        if averaged := [run["averaged"] for run in runs if run.get("averaged")]:
+            pairs, loss = (spread([record[f"average_{measure}"] for record in averaged], digits)
                            for measure, digits in (("toy", 1), ("val_loss", 2)))  # fmt: skip
             rows.append(f"| {name}, averaged | {pairs} | | | {loss} | | | | | |")
     return "\n".join(rows) + "\n"
