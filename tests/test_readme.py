@@ -127,7 +127,7 @@ def test_its_commands_run_in_order(tmp_path, cache, eval_files, text_file):
     for command in COMMANDS:
         words = words_of(command)
         if words[0] == "make":  # what it would run at last
-            words = ["make", "-n", "-f", str(ROOT / "Makefile"), *words[1:]]
+            words = ["make", "--no-print-directory", "-n", "-f", str(ROOT / "Makefile"), *words[1:]]
             dry = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
             words = words_of(dry.stdout.splitlines()[-1])
         if words[0] == "source" or is_long(command):

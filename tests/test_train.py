@@ -272,9 +272,8 @@ def test_resuming_gives_bit_identical_weights(flags, tmp_path, mode):
         if mode in ("curriculum-repeat", "bcp") and stop == 13:  # in the middle of a batch's repeats
             state = checkpoint.load(tmp_path / "parts" / "checkpoint.pt")
             assert state["progress"]["repeat"] > 0 and len(state["anchor"]) == (mode == "bcp") * 14
-    whole, parts = (json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-2])["loss"]
-                    for name in ("whole", "parts"))  # fmt: skip
-    assert whole == parts
+    whole, parts = ((tmp_path / name / "metrics.jsonl").read_text().splitlines()[-3:] for name in ("whole", "parts"))
+    assert whole == parts and ['"loss"' in whole[0], '"toy"' in whole[1], '"average_toy"' in whole[2]] == [True] * 3
     for name, w in weights(tmp_path / "whole").items():
         assert torch.equal(w, weights(tmp_path / "parts")[name]), name
     assert torch.equal(*(checkpoint.load(tmp_path / name / "average.pt")["model"]["model.norm.weight"]

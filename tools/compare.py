@@ -73,7 +73,9 @@ def summary(out: Path) -> dict:
         "repeats": statistics.median(visits),
         "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits),
         "evaluations": evaluations,
-        "averaged": next((record for record in records if "average_val_loss" in record), None),  # --average-last
+        "averaged": next(
+            (record for record in reversed(records) if "average_val_loss" in record), None
+        ),  # --average-last
     }
 
 
