@@ -4,7 +4,8 @@
     python -m tools.compare experiments/e5.toml --jobs=2        # the runs, out/e5/*
     python -m experiments.e5 score ../shared/data/eval          # what they reached: results/e5-tasks.json and .md
 
-Sources are cut into excerpts of some 500 words, and both parts are evenly spaced among them.
+Sources are cut into excerpts of some 500 words, and both parts are evenly spaced among them. With --name=e5-gpu they,
+the runs and the results are those of e5-gpu.sh.
 """
 
 import argparse
@@ -15,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import checkpoint
 import data
 import evaluate
 from model import pick_device
 from tools import compare
 
-PART, RUNS, FILE = Path("data/e5"), Path("out/e5"), Path("results/e5-tasks.json")
 TASKS = ("blimp", "blimp_supplement")
 
 
@@ -37,46 +38,55 @@ def excerpts(source: Path, words: int = 500) -> list[list[str]]:
     return pieces
 
 
-def prepare(corpus: Path, words: int, held_out: int) -> None:
-    """data/e5/train/<source>.txt, as large a share of each source, and data/e5/held-out/<source>.txt, equally large."""
+def prepare(corpus: Path, part: Path, words: int, held_out: int) -> None:
+    """part/train/<source>.txt, as large a share of each source, and part/held-out/<source>.txt, equally large."""
     sources = {folder.name: excerpts(folder) for folder in sorted(corpus.iterdir()) if folder.is_dir()}
     share = words / 500 / sum(map(len, sources.values()))
     for name, pieces in sources.items():
         aside = np.linspace(0, len(pieces) - 1, held_out // 500).astype(int)
         rest = np.setdiff1d(np.arange(len(pieces)), aside)
-        chosen = rest[np.linspace(0, len(rest) - 1, round(share * len(pieces))).astype(int)]
+        chosen = rest[np.linspace(0, len(rest) - 1, min(round(share * len(pieces)), len(rest))).astype(int)]
         known = {line for i in chosen for line in pieces[i]}
-        for part, some in (("train", chosen), ("held-out", aside)):
-            file = PART / part / f"{name}.txt"
+        for folder, some in (("train", chosen), ("held-out", aside)):
+            file = part / folder / f"{name}.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
-            lines = [[line for line in pieces[i] if part == "train" or line not in known] for i in some]
+            lines = [[line for line in pieces[i] if folder == "train" or line not in known] for i in some]
             file.write_text("\n\n".join("\n".join(piece) for piece in lines) + "\n")
             print(f"{file}: {sum(len(line.split()) for piece in lines for line in piece):,} words")
 
 
-def loss_by_source(run: Path) -> dict[str, float]:
+def loss_by_source(run: Path, part: Path) -> dict[str, float]:
     """Nats per token of every line of the held-out part, each after an end-of-text token."""
     model, tokenizer, _ = evaluate.load_run(run, pick_device("auto"))
     encode, losses = evaluate.Encoder(tokenizer), {}
-    for file in sorted((PART / "held-out").glob("*.txt")):
+    for file in sorted((part / "held-out").glob("*.txt")):
         items = [[encode("", line)] for line in file.read_text().split("\n") if line]
         scores = evaluate.log_probabilities(model, items, model.config.vocab_size - 1)
         losses[file.stem] = -sum(score for (score,) in scores) / sum(len(ids) for [(ids, _)] in items)
     return losses
 
 
-def score(folder: Path, items: int | None) -> None:
-    """Score the runs in out/e5 that have not been scored, and write the table."""
-    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
-    for run in sorted(RUNS.iterdir()):
-        if run.name in kept:
+def finished(run: Path) -> bool:
+    """Has the run spent its budget?"""
+    config = checkpoint.read_config(run)
+    budget = config["flags"]["epochs"] * config["batches"]
+    last = json.loads((run / checkpoint.METRICS).read_text().splitlines()[-1])
+    return last["update"] >= min(budget, config["flags"]["max_updates"] or budget)
+
+
+def score(folder: Path, name: str, items: int | None) -> None:
+    """Score the finished runs in out/<name> that have not been scored, and write results/<name>-tasks.json and .md."""
+    file = Path(f"results/{name}-tasks.json")
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    for run in sorted(Path(f"out/{name}").iterdir()):
+        if run.name in kept or not finished(run):
             continue
         flags = [str(run), f"--data={folder}", "--task", *TASKS, *([f"--items={items}"] if items else [])]
         evaluate.main(evaluate.get_args(flags))
         tasks = {task: json.loads((run / f"eval-{task}.json").read_text())["scores"][0]["score"] for task in TASKS}
-        kept[run.name] = {"loss": loss_by_source(run), **tasks}
-        compare.keep(FILE, kept)
-    FILE.with_suffix(".md").write_text(table(kept))
+        kept[run.name] = {"loss": loss_by_source(run, Path("data") / name), **tasks}
+        compare.keep(file, kept)
+    file.with_suffix(".md").write_text(table(kept))
     print("\n" + table(kept))
 
 
@@ -100,21 +110,28 @@ def table(kept: dict[str, dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="experiments.e5", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="experiments.e5",
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
     )
-    what = parser.add_subparsers(dest="what", required=True)
-    one = what.add_parser("prepare", help="cut the two parts out of a corpus")
+    what = parser.add_subparsers(dest="what", required=True, metavar="prepare|score", help="see above (default: none)")
+    one = what.add_parser("prepare", help="cut the two parts out of a corpus", usage=argparse.SUPPRESS)
     one.add_argument("corpus", type=Path, help="folder of folders of text")
-    one.add_argument("--words", type=int, default=200_000, help="to train on (default: 200000)")
+    one.add_argument("--words", type=int, default=200_000, help="to train on, at most (default: 200000)")
     one.add_argument("--held-out", type=int, default=3000, help="words of each source (default: 3000)")
-    two = what.add_parser("score", help="score the runs in out/e5")
+    two = what.add_parser("score", help="score the finished runs", usage=argparse.SUPPRESS)
     two.add_argument("eval", type=Path, help="folder with the folders blimp and blimp_supplement")
     two.add_argument("--items", type=int, help="of each task, evenly taken (default: all)")
+    for some in (one, two):
+        some.add_argument("--name", default="e5", help="of data/NAME, out/NAME and results/NAME-* (default: e5)")
     args = parser.parse_args()
+    if not (folder := args.corpus if args.what == "prepare" else args.eval).is_dir():
+        parser.error(f"{folder}: no such folder")
     if args.what == "prepare":
-        prepare(args.corpus, args.words, args.held_out)
+        prepare(args.corpus, Path("data") / args.name, args.words, args.held_out)
     else:
-        score(args.eval, args.items)
+        score(args.eval, args.name, args.items)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
     assert table.count("\n") == 4 and "| bcp, p = 2 |" in table and table in first
     assert (tmp_path / "results" / "small.svg").exists() and (tmp_path / "results" / "small.png").exists()
 
+    only = [sys.executable, "-m", "tools.compare", grid, "--only", "no such run"]
+    wrong = subprocess.run(only, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert wrong.returncode == 2 and "'no such run' is not a run of" in wrong.stderr and wrong.stderr.count("\n") == 1
+
     shutil.rmtree(tmp_path / "out")  # what is in the .json is not made again, unless its flags have changed
     assert ", seed " not in compare_them()
     grid.write_text(grid.read_text().replace("--goal=7.4", "--goal=7.3"))
@@ -59,6 +63,32 @@ def test_spread_and_paired_difference_by_hand():
     # differences 1, 2, 3: mean 2, standard error 0.577, t = 4.303
     assert compare.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], 2) == "+2.00 [-0.48, +4.48]"
     assert compare.spread([1.0], 1) == "1.0" and compare.paired([None, 1.0], [1.0, 1.0], 1) == "-"
+
+
+def test_means_of_weights_have_a_row_and_forgetting_has_columns(tmp_path, cache, monkeypatch):
+    more = "--max-updates=12 --eval-every=4 --epochs=1 --average-last=2 --track-forgetting=2 --order=curriculum"
+    grid = tmp_path / "small.toml"
+    grid.write_text(GRID.format(cache=cache, more=more + " --block-size=512 --batch-size=8"))
+    monkeypatch.chdir(tmp_path)
+    for run in ("random", "bcp, p = 2"):  # one after the other
+        monkeypatch.setattr(sys, "argv", ["compare", str(grid), "--only", run])
+        compare.main()
+    results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
+    rows = [line.split(" | ") for line in (tmp_path / "results" / "small.md").read_text().splitlines()]
+    names = ["run", "random", "random, averaged", "bcp, p = 2", "bcp, p = 2, averaged"]
+    assert [row[0].strip("| ") for row in rows if len(row) > 1] == names and len({len(row) for row in rows[2:]}) == 1
+    gaps = []
+    for seed in ("0", "1"):
+        run, records = results["random"][seed], []
+        for line in (tmp_path / "out" / "small" / f"random-s{seed}" / "metrics.jsonl").read_text().splitlines():
+            records.append(json.loads(line))
+        entries = [entry for r in records if r["update"] >= 9 for entry in r.get("forgetting", [])]
+        assert run["forgotten"] == pytest.approx(
+            sum(now - left for _, _, left, now in entries) / len(entries), abs=1e-4
+        )
+        assert run["averaged"]["average_toy"] == pytest.approx(records[-1]["average_toy"], abs=1e-4)
+        gaps.append(results["bcp, p = 2"][seed]["averaged"]["average_val_loss"] - run["averaged"]["average_val_loss"])
+    assert f"{sum(gaps) / 2:+.2f} [" in rows[-1][6]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_every_command_is_understood_by_its_program(command, parser_of):
 
 
 ARGUMENTS = {"evaluate.py": "run", "sample.py": "run", "tools.plot": "run", "tools.compare": "grid.toml",
-             "tools.export": "run folder", "tests.official": "run folder"}  # fmt: skip
+             "tools.export": "run folder", "tests.official": "run folder", "experiments.e5": "prepare ."}  # fmt: skip
 OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "experiments.e2"]
 
 

@@ -14,7 +14,8 @@ Written are results/<name>.json, what every run reached, after each of them; res
 figure results/<name>.png and .svg. The table has the scores at the end, and their means over the evaluations of the
 run's last quarter, since the end of a run may fall on an easy or a hard part of the text: mean and standard error over
 seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t). A run with
---average-last has a second row, for the mean of its weights.
+--average-last has a second row, for the mean of its weights. Where all runs have --track-forgetting there are two more
+columns, over the last quarter too: the loss on batches met before, and how much of it has come since they were left.
 
 A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
 one that was cut in the middle goes on from its checkpoint in out/<name>/.
@@ -29,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -62,6 +64,10 @@ def summary(out: Path) -> dict:
         visits[-1] += 1
         coverage.append((len(seen), len(visits)))
     evaluations = [record for record in records if "val_loss" in record]
+    again = [
+        entry for record in records for entry in record.get("forgetting", [])
+        if record["update"] >= 0.75 * len(updates)
+    ]  # --track-forgetting: [batch, updates since, loss then, loss now]  # fmt: skip
     for evaluation in evaluations:
         met, visited = coverage[evaluation["update"]]
         evaluation["seen"], evaluation["passes"] = share(met, config), share(visited, config) / 100
@@ -76,6 +82,8 @@ def summary(out: Path) -> dict:
         "averaged": next(
             (record for record in reversed(records) if "average_val_loss" in record), None
         ),  # --average-last
+        "met_loss": statistics.fmean(now for *_, now in again) if again else None,
+        "forgotten": statistics.fmean(now - left for *_, left, now in again) if again else None,
     }
 
 
@@ -111,30 +119,41 @@ def paired(values: list[float | None], reference: list[float | None], digits: in
 
 def table(results: dict[str, dict[str, dict]], reference: str) -> str:
     """The Markdown table of a grid: run -> seed -> what it reached. Differences are over the seeds that both have."""
-    rows = [
-        "| run | minimal pairs, % at the end | over the last quarter | "
-        f"against {reference} | validation loss, nats at the end | over the last quarter | against {reference} | "
-        "text seen, % | passes | median repeats |",
-        "|---" * 10 + "|",
-    ]
+    tracked = all(run.get("forgotten") is not None for seeds in results.values() for run in seeds.values())
+    head = ["run"]
+    for measure in ("minimal pairs, %", "validation loss, nats"):
+        head += [f"{measure} at the end", "over the last quarter", f"against {reference}"]
+    head += ["text seen, %", "passes", "median repeats"]
+    head += ["loss on text met, nats", "forgotten of it", f"against {reference}"] if tracked else []
+
+    def compared(name: str, value: Callable[[dict], float | None], digits: int) -> list[str]:
+        """Two cells: a value's mean over the seeds of a run, and its difference from the reference."""
+        own, base = ({seed: value(run) for seed, run in results[which].items()} for which in (name, reference))
+        both = [seed for seed in own if seed in base]
+        gap = "" if name == reference else paired([own[seed] for seed in both], [base[seed] for seed in both], digits)
+        return [spread(list(own.values()), digits), gap]
+
+    rows = []
     for name, seeds in results.items():
-        if not seeds:
+        runs, row, mean_row = list(seeds.values()), [name], [f"{name}, averaged"]
+        if not runs:
             continue
-        runs, cells = list(seeds.values()), [name]
-        both = [seed for seed in seeds if seed in results[reference]]
         for measure, digits in (("toy", 1), ("val_loss", 2)):
-            cells += [spread([run[measure] for run in runs], digits)]
-            cells += [spread([late(run, measure) for run in runs], digits)]
-            own, base = ([late(some[seed], measure) for seed in both] for some in (seeds, results[reference]))
-            cells += ["" if name == reference else paired(own, base, digits)]
-        cells += [f"{statistics.fmean(run[key] for run in runs):{form}}"
-                  for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
-        rows.append("| " + " | ".join(cells) + " |")
-        if averaged := [run["averaged"] for run in runs if run.get("averaged")]:
-            pairs, loss = (spread([record[f"average_{measure}"] for record in averaged], digits)
-                           for measure, digits in (("toy", 1), ("val_loss", 2)))  # fmt: skip
-            rows.append(f"| {name}, averaged | {pairs} | | | {loss} | | | | | |")
-    return "\n".join(rows) + "\n"
+            row += [spread([run[measure] for run in runs], digits)]
+            row += compared(name, lambda run, measure=measure: late(run, measure), digits)
+            mean, gap = compared(
+                name, lambda run, measure=measure: (run.get("averaged") or {}).get(f"average_{measure}"), digits
+            )
+            mean_row += [mean, "", gap]
+        row += [f"{statistics.fmean(run[key] for run in runs):{form}}"
+                for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
+        if tracked:
+            row += [spread([run["met_loss"] for run in runs], 2), *compared(name, lambda run: run["forgotten"], 2)]
+        rows.append(row)
+        if all(run.get("averaged") for run in runs):  # --average-last
+            rows.append(mean_row + [""] * (len(head) - len(mean_row)))
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
 
 
 def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
@@ -200,6 +219,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="the first seed, with the file's quick flags (default: off)"
     )
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="no other runs of the grid than these (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
     args = parser.parse_args()
     if args.jobs < 1:
@@ -210,6 +230,8 @@ def main() -> None:
         common, flags = shlex.split(grid.get("flags", "")), {run: shlex.split(runs[run]) for run in runs}
         if reference not in runs:
             parser.error(f"{args.grid}: reference = {reference!r} is not one of [runs]")
+        if wrong := set(args.only or []) - set(runs):
+            parser.error(f"argument --only: {sorted(wrong)[0]!r} is not a run of {args.grid}; it has {', '.join(runs)}")
         if not seeds or any(type(seed) is not int for seed in seeds):
             parser.error(f"{args.grid}: seeds = {seeds!r}: must be a list of whole numbers, such as [0, 1, 2]")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -229,6 +251,8 @@ def main() -> None:
         if known.get(run, {}).get(seed, {}).get("flags") == shlex.join(its_flags):
             results[run][seed] = known[run][seed]
 
+    todo = [(run, seed) for run, seed in wanted if seed not in results[run] and run in (args.only or runs)]
+
     def work(job: tuple[str, str]) -> tuple[str, str, dict]:
         run, seed = job
         out = Path("out") / name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
@@ -238,7 +262,7 @@ def main() -> None:
     try:
         pool = ThreadPoolExecutor(args.jobs)
         try:
-            for done in as_completed([pool.submit(work, job) for job in wanted if job[1] not in results[job[0]]]):
+            for done in as_completed([pool.submit(work, job) for job in todo]):
                 run, seed, result = done.result()
                 results[run] = dict(sorted([*results[run].items(), (seed, result)], key=lambda item: int(item[0])))
                 keep(file, {"grid": grid, "results": results})

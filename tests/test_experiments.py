@@ -1,0 +1,101 @@
+"""experiments/e5.py and its GPU script: sources are cut in two and never mixed, finished runs are scored once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import evaluate
+import toy
+from experiments import e5
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    """Two sources: scenes of the built-in corpus, and others in capital letters."""
+    folder = tmp_path_factory.mktemp("corpus")
+    scenes = ["\n".join(scene) for scene in toy.documents(words=12000)]
+    for name, text in (("low", scenes[::2]), ("high", [scene.upper() for scene in scenes[1::2]])):
+        (folder / name).mkdir()
+        (folder / name / "scenes.txt").write_text("\n\n".join(text) + "\n")
+    return folder
+
+
+def test_sources_are_cut_in_two_parts_that_share_no_line(sources, tmp_path):
+    e5.prepare(sources, tmp_path, words=5000, held_out=1000)
+    for name in ("low", "high"):
+        text = (sources / name / "scenes.txt").read_text()
+        train, held_out = ((tmp_path / part / f"{name}.txt").read_text() for part in ("train", "held-out"))
+        assert (
+            2000 <= len(train.split()) <= 3100 and 0 < len(held_out.split()) <= 1100
+        )  # lines known from train are out
+        lines, aside = (set(part.split("\n")) - {""} for part in (train, held_out))
+        assert not lines & aside and lines | aside <= set(text.split("\n"))
+    e5.prepare(sources, tmp_path, words=10**9, held_out=1000)
+    whole = sum(len((sources / name / "scenes.txt").read_text().split()) for name in ("low", "high"))
+    kept = sum(len(file.read_text().split()) for file in (tmp_path / "train").iterdir())
+    assert whole - 4000 < kept < whole  # all but what is held out and the last, unfinished excerpt
+
+
+def test_finished_runs_are_scored_once(sources, tmp_path, eval_files, monkeypatch, capsys):
+    for name in ("blimp", "blimp_supplement"):
+        shutil.copytree(eval_files / ("blimp_filtered" if name == "blimp" else name), tmp_path / "eval" / name)
+    monkeypatch.chdir(tmp_path)
+    e5.prepare(sources, Path("data/e5"), words=5000, held_out=1000)
+
+    def train(folder: str, *more: str) -> None:
+        size = "--n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --block-size=32 --vocab-size=400"
+        command = [sys.executable, str(ROOT / "train.py"), *size.split(), "--data=data/e5/train", "--device=cpu",
+                   "--epochs=1", f"--out=out/e5/{folder}", "--mode=random", *more]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True)
+
+    train("random-s0", "--max-updates=3")
+    train("random-s1", "--max-updates=3", "--seed=1")
+    metrics = tmp_path / "out" / "e5" / "random-s1" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole[: whole.index('"update": 2')].rsplit("\n", 1)[0] + "\n")  # as if it had been stopped
+
+    e5.score(Path("eval"), "e5", None)
+    kept = json.loads(Path("results/e5-tasks.json").read_text())
+    assert list(kept) == ["random-s0"] and set(kept["random-s0"]["loss"]) == {"low", "high"}
+    own = json.loads(Path("out/e5/random-s0/eval-blimp.json").read_text())["scores"][0]["score"]
+    assert kept["random-s0"]["blimp"] == pytest.approx(own, abs=1e-3)
+
+    model, tokenizer, _ = evaluate.load_run(Path("out/e5/random-s0"), torch.device("cpu"))
+    total = count = 0
+    for line in Path("data/e5/held-out/low.txt").read_text().split("\n"):
+        if line:
+            ids = torch.tensor([model.config.vocab_size - 1, *tokenizer.encode_ordinary(line)])
+            with torch.no_grad():
+                total += cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="sum").item()
+            count += len(ids) - 1
+    assert kept["random-s0"]["loss"]["low"] == pytest.approx(total / count, rel=1e-3)
+
+    metrics.write_text(whole)
+    capsys.readouterr()
+    e5.score(Path("eval"), "e5", None)
+    assert "random-s0" not in capsys.readouterr().out  # no second time
+    table = Path("results/e5-tasks.md").read_text()
+    assert table.count("\n") == 3 and "| random | " in table and "±" in table
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and the script would train on it")
+def test_the_gpu_script_says_what_is_missing(tmp_path):
+    def run(*words: str) -> tuple[int, str]:
+        command = ["bash", str(ROOT / "experiments" / "e5-gpu.sh"), *words]
+        env = os.environ | {"PYTHON": sys.executable}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    assert run() == (2, f"usage: {ROOT / 'experiments' / 'e5-gpu.sh'} prepare CORPUS | run EVAL [RUN...]\n")
+    status, error = run("prepare")
+    assert status and "CORPUS is missing" in error
+    assert run("run", str(tmp_path)) == (1, "e5-gpu.sh: no GPU was found\n")
