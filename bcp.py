@@ -30,7 +30,8 @@ class Alpha:
     patience: int = 2  # falls in a row that count as "decreasing continuously"
     max_repeats: int = 100  # safety stop
     leak: float = 0.0  # share by which alpha goes back toward 1 at every update (a remedy; the poster has none)
-    goal_rel: float | None = None  # the goal as a share of the batch's own first loss (a remedy), instead of `goal`
+    goal_rel: float = 0.0  # the goal of a batch is at least this share of its own first loss (a remedy)
+    first: float = 0.0  # that loss
     alpha: float = 1.0
     falls: int = 0
     repeats: int = 0
@@ -38,14 +39,16 @@ class Alpha:
     def update(self, loss: float) -> float:
         """Step 2: alpha' = f(L, alpha) = alpha + eta (L - L_goal). `loss` L in nats per token.
 
-        With a leak x, + x (1 - alpha): what the sum of all past excess would wind up to is forgotten by and by.
+        With a leak x, + x (1 - alpha): what the sum of all past excess would wind up to is forgotten by and by. With
+        `goal_rel`, L_goal is within reach also of a batch that begins far above it.
 
         Returns alpha' as the formula gives it. A fall is judged on that value; what multiplies the gradient, and what
         the next repeat starts from, is `self.alpha` = max(alpha', 0), for a negative strength would climb the loss.
         """
-        if self.goal_rel is not None and (self.repeats == 0 or not math.isfinite(self.goal)):
-            self.goal = self.goal_rel * loss
-        raw = self.alpha + self.eta * (loss - self.goal) + self.leak * (1 - self.alpha)
+        if self.repeats == 0 or not math.isfinite(self.first):
+            self.first = loss
+        goal = max(self.goal, self.goal_rel * self.first)
+        raw = self.alpha + self.eta * (loss - goal) + self.leak * (1 - self.alpha)
         self.falls = self.falls + 1 if raw < self.alpha else 0
         self.alpha = max(raw, 0.0)
         self.repeats += 1

@@ -121,8 +121,8 @@ def get_parser() -> argparse.ArgumentParser:
         "batch is left (default: loss)")
     add("--alpha-leak", type=number(float, 0, 1), default=0.0, metavar="X",
         help="bcp: alpha goes back toward 1 by this share at every update (default: 0)")
-    add("--goal-rel", type=positive, metavar="R",
-        help="bcp: the goal is this share of a batch's own first loss, instead of --goal (default: off)")
+    add("--goal-rel", type=number(float, 0), default=0.0, metavar="R",
+        help="bcp: the goal of a batch is at least this share of its own first loss (default: 0)")
     add("--replay", type=number(float, 0, 0.9), default=0.0, metavar="F",
         help="share of a batch's rows drawn from batches met before; alpha looks at the others (default: 0)")
     add("--replay-power", type=number(float, 0), default=1.0, metavar="POWER",

@@ -210,12 +210,12 @@ def test_a_leak_lets_alpha_forget_its_excess():
     assert alpha.alpha == pytest.approx(1 + 0.5 * 1 / 0.25)  # where eta (L - goal) and the leak balance: no windup
 
 
-def test_a_relative_goal_is_a_share_of_the_first_loss_of_each_batch():
-    alpha = Alpha(eta=1.0, goal=99.0, goal_rel=0.5)
-    assert alpha.update(4.0) == 3.0 and alpha.goal == 2.0
-    assert alpha.update(1.0) == 2.0 and alpha.goal == 2.0
+def test_a_goal_is_at_least_a_share_of_the_first_loss_of_its_batch():
+    alpha = Alpha(eta=1.0, goal=1.5, goal_rel=0.5)
+    assert alpha.update(4.0) == 3.0  # goal 2, half of 4
+    assert alpha.update(1.0) == 2.0  # still 2
     alpha.restart()
-    assert alpha.update(2.0) == 2.0 and alpha.goal == 1.0
+    assert alpha.update(2.0) == 1.5  # half of 2 is below 1.5
 
 
 @pytest.mark.parametrize(("p", "prox"), [(1, False), (1, True), (2, False), (2, True)])

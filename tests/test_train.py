@@ -797,7 +797,7 @@ def test_a_leak_and_a_relative_goal_reach_alpha(flags, tmp_path):
         alpha += 0.4 * (L - 0.7 * first[0]) + 0.2 * (1 - alpha)
         return {name: alpha * g for name, g in clipped(gradients).items()}, 0.003, 0.003 * 0.1, alpha
 
-    check_reference(flags, tmp_path, ["--alpha-leak=0.2", "--goal-rel=0.7"], step)
+    check_reference(flags, tmp_path, ["--alpha-leak=0.2", "--goal=0.1", "--goal-rel=0.7"], step)
 
 
 def test_replayed_rows_add_their_share_of_the_gradient_and_alpha_looks_at_the_new_ones(flags, tmp_path):

@@ -161,9 +161,7 @@ def draw_batch(runs: list[Run], batch: int | None = None):
     flags = run.flags
     records = max(choices, key=lambda c: (converged(c) is not None, batch is not None or len(c) <= 30, len(c)))
     repeats, losses = column(records, "repeat"), column(records, "loss")
-    goal = flags["goal"]
-    if flags.get("goal_rel"):
-        goal = flags["goal_rel"] * next((loss for loss in losses if not math.isnan(loss)), math.nan)
+    goal = max(flags["goal"], (flags.get("goal_rel") or 0) * next((x for x in losses if not math.isnan(x)), 0))
     figure = new_figure(5.4)
     place = f"batch {records[0]['batch']} (of 0 to {run.config['batches'] - 1}) in pass {records[0]['epoch']}"
     figure.suptitle(f"One batch from inside: {run.name}, {place}", fontsize=11)
@@ -174,7 +172,8 @@ def draw_batch(runs: list[Run], batch: int | None = None):
         some = [(loss > goal) == above for loss in losses]
         upper.fill_between(repeats, losses, goal, some, interpolate=True, color=colour, alpha=0.35, lw=0, label=name)
     lower.plot([repeats[0] - 1, *repeats], [1.0, *column(records, "alpha")], **style(1), label="alpha, at first 1")
-    lower.axhline(flags["threshold"], color="black", linestyle="--", label=f"threshold, {flags['threshold']:g}")
+    if flags["threshold"] < 2 * max(1, *column(records, "alpha")):  # else alpha would be a flat line far below it
+        lower.axhline(flags["threshold"], color="black", linestyle="--", label=f"threshold, {flags['threshold']:g}")
     upper.set_ylabel("loss, nats per token")
     lower.set(xlabel="repeat of the batch (updates)", ylabel="alpha")
     lower.xaxis.get_major_locator().set_params(integer=True)
