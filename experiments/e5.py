@@ -118,7 +118,7 @@ def main() -> None:
     what = parser.add_subparsers(dest="what", required=True, metavar="prepare|score", help="see above (default: none)")
     one = what.add_parser("prepare", help="cut the two parts out of a corpus", usage=argparse.SUPPRESS)
     one.add_argument("corpus", type=Path, help="folder of folders of text")
-    one.add_argument("--words", type=int, default=200_000, help="to train on, at most (default: 200000)")
+    one.add_argument("--words", type=int, default=150_000, help="to train on, at most (default: 150000)")
     one.add_argument("--held-out", type=int, default=3000, help="words of each source (default: 3000)")
     two = what.add_parser("score", help="score the finished runs", usage=argparse.SUPPRESS)
     two.add_argument("eval", type=Path, help="folder with the folders blimp and blimp_supplement")
