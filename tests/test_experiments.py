@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import evaluate
 import toy
+import train
 from experiments import e5
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,6 +88,27 @@ def test_finished_runs_are_scored_once(sources, tmp_path, eval_files, monkeypatc
     assert "random-s0" not in capsys.readouterr().out  # no second time
     table = Path("results/e5-tasks.md").read_text()
     assert table.count("\n") == 3 and "| random | " in table and "±" in table
+
+
+@pytest.mark.parametrize("grid", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda file: file.stem)
+def test_the_flags_of_every_run_are_understood(grid):
+    grid = tomllib.loads(grid.read_text())
+    assert grid["reference"] in grid["runs"]
+    for flags in grid["runs"].values():
+        for quick in ("", grid.get("quick", "")):
+            train.get_args(shlex.split(f"{grid.get('flags', '')} {flags} --seed={grid['seeds'][0]} {quick}"))
+
+
+def test_the_recipe_is_the_same_everywhere():
+    recipe = "--mode=bcp --p=2 --order=random --threshold=1000 --patience=1 --goal-rel=0.98"
+    for file in (
+        "tests/test_train.py",
+        "README.md",
+        "experiments/e3-best.toml",
+        "experiments/e5.toml",
+        "experiments/e5-gpu.toml",
+    ):
+        assert recipe in (ROOT / file).read_text(), file
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and the script would train on it")

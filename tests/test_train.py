@@ -31,6 +31,9 @@ SIZES = [
 ]
 
 
+RECIPE = "--mode=bcp --p=2 --order=random --threshold=1000 --patience=1 --goal-rel=0.98"  # the best of experiment E3
+
+
 @pytest.fixture
 def flags(text_file, cache):
     """Flags of a run that takes a second."""
@@ -107,6 +110,26 @@ def test_bcp_repeats_a_batch_until_alpha_has_converged(flags, tmp_path):
                 stop = k
                 break
         assert stop == len(losses) or len(losses) == 30  # it ends at the update that brings convergence, not later
+
+
+def test_the_recipe_leaves_a_batch_at_the_first_loss_below_a_goal_within_reach(flags, tmp_path):
+    """Whatever alpha is: its threshold is out of sight, and it falls exactly when the loss is below the goal."""
+    goal, share = 5.0, 0.98  # reached by some batches at once, by others not at all
+    updates, _ = run(flags, tmp_path / "run", *RECIPE.split(), f"--goal={goal}", "--epochs=8")
+    visits: dict[tuple, list[dict]] = {}
+    for u in updates:
+        visits.setdefault((u["epoch"], u["batch"]), []).append(u)
+    *whole, _ = visits.values()  # the last one may have been cut by the budget
+    for repeats in whole:
+        own = max(goal, share * repeats[0]["loss"])
+        alphas, falls = [1.0] + [u["alpha"] for u in repeats], [u["loss"] < own for u in repeats]
+        assert falls == [False] * (len(repeats) - 1) + [True]
+        for before, after, u in zip(alphas, alphas[1:], repeats, strict=False):
+            assert after == pytest.approx(before + 0.1 * (u["loss"] - own), abs=1e-12)
+    above = [repeats[0]["loss"] > goal for repeats in whole]
+    assert min(map(len, whole)) == 1 and max(map(len, whole)) > 1 and 0 < sum(above) < len(above)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["flags"]
+    assert (config["order"], config["p"], config["C"]) == ("random", 2, 0.1)
 
 
 def test_fact_1_alpha_is_one_plus_eta_times_the_summed_excess(flags, tmp_path):
