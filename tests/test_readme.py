@@ -22,7 +22,7 @@ COMMANDS = re.findall(r"^    (\S.*)$", README, flags=re.MULTILINE)
 PROGRAMS = re.findall(r"^    ((?:python|torchrun) .*)$", TEXT, flags=re.MULTILINE)
 # What needs a GPU, a network, other data or many minutes is parsed and not run.
 LONG = ("babylm-", "117m", "../shared", "tools.compare", "tools.bench", "experiments.", "tests/chaos", "tests.official",
-        "--calibrate", "torchrun", "make test")  # fmt: skip
+        "--calibrate", "torchrun", "make test", "e5-gpu.sh")  # fmt: skip
 
 
 def words_of(command: str) -> list[str]:
@@ -49,7 +49,7 @@ def test_every_flag_that_is_named_is_one():
     assert len(named) > 20 and named - {"--quick"} <= flags | evaluating
 
 
-@pytest.mark.parametrize("table", ["e1-lr", "e1", "e2", "chaos"])
+@pytest.mark.parametrize("table", ["e1-lr", "e1", "e2", "e3", "e3-mix", "e3-best", "e3s", "e4", "e5", "e5-tasks", "chaos"])
 def test_tables_of_results_are_those_that_the_commands_made(table):
     for part in (ROOT / "results" / f"{table}.md").read_text().split("\n\n"):
         assert part.strip() in TEXT

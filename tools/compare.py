@@ -37,6 +37,8 @@ from pathlib import Path
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 # Safe for the colour-blind (Okabe and Ito 2008).
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# What an evaluation has: its name in a table, and its digits there.
+MEASURES = {"toy": ("minimal pairs, %", 1), "val_loss": ("validation loss, nats", 2)}
 # Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -94,6 +96,11 @@ def late(run: dict, measure: str) -> float | None:
     return None if None in values else statistics.fmean(values)
 
 
+def measured(results: dict[str, dict[str, dict]]) -> list[str]:
+    """Those of MEASURES that all runs have: text of one's own has no minimal pairs."""
+    return [m for m in MEASURES if all(run[m] is not None for seeds in results.values() for run in seeds.values())]
+
+
 def share(batches: int, config: dict) -> float:
     """So many batches as a share of the training text, percent."""
     flags = config["flags"]
@@ -121,10 +128,11 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
     """The Markdown table of a grid: run -> seed -> what it reached. Differences are over the seeds that both have."""
     tracked = all(run.get("forgotten") is not None for seeds in results.values() for run in seeds.values())
     head = ["run"]
-    for measure in ("minimal pairs, %", "validation loss, nats"):
-        head += [f"{measure} at the end", "over the last quarter", f"against {reference}"]
+    for measure in measured(results):
+        head += [f"{MEASURES[measure][0]} at the end", "over the last quarter", f"against {reference}"]
     head += ["text seen, %", "passes", "median repeats"]
-    head += ["loss on text met, nats", "forgotten of it", f"against {reference}"] if tracked else []
+    if tracked:
+        head += ["loss on text met, nats", f"against {reference}", "forgotten of it", f"against {reference}"]
 
     def compared(name: str, value: Callable[[dict], float | None], digits: int) -> list[str]:
         """Two cells: a value's mean over the seeds of a run, and its difference from the reference."""
@@ -138,7 +146,8 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
         runs, row, mean_row = list(seeds.values()), [name], [f"{name}, averaged"]
         if not runs:
             continue
-        for measure, digits in (("toy", 1), ("val_loss", 2)):
+        for measure in measured(results):
+            digits = MEASURES[measure][1]
             row += [spread([run[measure] for run in runs], digits)]
             row += compared(name, lambda run, measure=measure: late(run, measure), digits)
             mean, gap = compared(
@@ -148,7 +157,7 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
         row += [f"{statistics.fmean(run[key] for run in runs):{form}}"
                 for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
         if tracked:
-            row += [spread([run["met_loss"] for run in runs], 2), *compared(name, lambda run: run["forgotten"], 2)]
+            row += compared(name, lambda run: run["met_loss"], 2) + compared(name, lambda run: run["forgotten"], 2)
         rows.append(row)
         if all(run.get("averaged") for run in runs):  # --average-last
             rows.append(mean_row + [""] * (len(head) - len(mean_row)))
@@ -170,14 +179,13 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     drawn = {name: [run["evaluations"] for run in seeds.values()] for name, seeds in results.items() if seeds}
-    measures = [("toy", "minimal pairs, %"), ("val_loss", "validation loss, nats per token")]
+    measures = measured(results)
     axes_of = [("update", "updates"), ("passes", "text seen, in passes through the training text")]
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), sharex="col", sharey="row", layout="constrained")
-    for row, (measure, y_label) in zip(axes, measures, strict=True):
+    size = {"figsize": (10, 0.5 + 3.5 * len(measures)), "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(measures), 2, sharex="col", sharey="row", **size)
+    for row, measure in zip(axes, measures, strict=True):
         for ax, (along, x_label) in zip(row, axes_of, strict=True):
             for i, (name, runs) in enumerate(drawn.items()):
-                if any(evaluation.get(key) is None for run in runs for evaluation in run for key in (measure, along)):
-                    continue
                 if along == "passes":  # a logarithmic axis has no 0
                     runs = [run[1:] for run in runs]
                 x = [
@@ -198,9 +206,11 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
             ax.grid(alpha=0.3)
             if along == "passes":
                 ax.set_xscale("log")
-            if measure == measures[-1][0]:
+                for axis_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+                    axis_ticks(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")
+            if measure == measures[-1]:
                 ax.set_xlabel(x_label)
-        row[0].set_ylabel(y_label)
+        row[0].set_ylabel(MEASURES[measure][0])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     for kind in ("png", "svg"):
