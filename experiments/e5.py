@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import checkpoint
 import data
 import evaluate
 from model import pick_device
@@ -66,45 +65,32 @@ def loss_by_source(run: Path, part: Path) -> dict[str, float]:
     return losses
 
 
-def finished(run: Path) -> bool:
-    """Has the run spent its budget?"""
-    config = checkpoint.read_config(run)
-    budget = config["flags"]["epochs"] * config["batches"]
-    last = json.loads((run / checkpoint.METRICS).read_text().splitlines()[-1])
-    return last["update"] >= min(budget, config["flags"]["max_updates"] or budget)
-
-
-def score(folder: Path, name: str, items: int | None) -> None:
-    """Score the finished runs in out/<name> that have not been scored, and write results/<name>-tasks.json and .md."""
+def score(tasks: Path, name: str, items: int | None) -> None:
+    """Score those runs in results/<name>.json that have not been, and write results/<name>-tasks.json and .md."""
+    runs = json.loads(Path(f"results/{name}.json").read_text())["results"]
     file = Path(f"results/{name}-tasks.json")
     kept = json.loads(file.read_text()) if file.exists() else {}
-    for run in sorted(Path(f"out/{name}").iterdir()):
-        if run.name in kept or not finished(run):
-            continue
-        flags = [str(run), f"--data={folder}", "--task", *TASKS, *([f"--items={items}"] if items else [])]
+    for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds if seed not in kept.get(run, {})):
+        folder = compare.folder(name, run, seed)
+        flags = [str(folder), f"--data={tasks}", "--task", *TASKS, *([f"--items={items}"] if items else [])]
         evaluate.main(evaluate.get_args(flags))
-        tasks = {task: json.loads((run / f"eval-{task}.json").read_text())["scores"][0]["score"] for task in TASKS}
-        kept[run.name] = {"loss": loss_by_source(run, Path("data") / name), **tasks}
+        scores = {task: json.loads((folder / f"eval-{task}.json").read_text())["scores"][0]["score"] for task in TASKS}
+        kept.setdefault(run, {})[seed] = {"loss": loss_by_source(folder, Path("data") / name), **scores}
         compare.keep(file, kept)
-    file.with_suffix(".md").write_text(table(kept))
-    print("\n" + table(kept))
+    file.with_suffix(".md").write_text(table({run: kept[run] for run in runs if run in kept}))
+    print("\n" + file.with_suffix(".md").read_text())
 
 
-def table(kept: dict[str, dict]) -> str:
-    """Markdown: a row per kind of run, mean and standard error over its seeds."""
-    kinds: dict[str, list[dict]] = {}
-    for name, run in kept.items():
-        kinds.setdefault(name.rsplit("-s", 1)[0], []).append(run)
-    sources = sorted(next(iter(kept.values()))["loss"])
-    rows = [
-        f"| run | {' | '.join(sources)} | mean, nats per token | BLiMP | supplement |",
-        "|---" * (len(sources) + 4) + "|",
-    ]
-    for kind, runs in kinds.items():
-        cells = [compare.spread([run["loss"][source] for run in runs], 2) for source in sources]
-        cells += [compare.spread([statistics.fmean(run["loss"].values()) for run in runs], 2)]
-        cells += [compare.spread([run[task] for run in runs], 1) for task in TASKS]
-        rows.append(f"| {kind} | {' | '.join(cells)} |")
+def table(kept: dict[str, dict[str, dict]]) -> str:
+    """Markdown: a row per run, mean and standard error over its seeds."""
+    sources = list(next(iter(next(iter(kept.values())).values()))["loss"])
+    head = ["run", *(source.replace("_", " ") for source in sources), "mean, nats per token", "BLiMP", "supplement"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for run, seeds in kept.items():
+        cells = [compare.spread([one["loss"][source] for one in seeds.values()], 2) for source in sources]
+        cells += [compare.spread([statistics.fmean(one["loss"].values()) for one in seeds.values()], 2)]
+        cells += [compare.spread([one[task] for one in seeds.values()], 1) for task in TASKS]
+        rows.append(f"| {run} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -43,6 +43,11 @@ MEASURES = {"toy": ("minimal pairs, %", 1), "val_loss": ("validation loss, nats"
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
+def folder(grid: str, run: str, seed: str) -> Path:
+    """Where a grid's run with that seed is made."""
+    return Path("out") / grid / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
+
+
 def train(out: Path, flags: list[str], threads: int) -> None:
     """One training, or what is left of it. Raises RuntimeError with the last line of its complaint."""
     command = [sys.executable, str(TRAIN), *flags, "--resume", f"--out={out}"]
@@ -265,7 +270,7 @@ def main() -> None:
 
     def work(job: tuple[str, str]) -> tuple[str, str, dict]:
         run, seed = job
-        out = Path("out") / name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
+        out = folder(name, run, seed)
         train(out, wanted[job], threads)
         return run, seed, {"flags": shlex.join(wanted[job]), **summary(out)}
 
