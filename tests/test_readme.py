@@ -50,7 +50,7 @@ def test_every_flag_that_is_named_is_one():
 
 
 @pytest.mark.parametrize(
-    "table", ["e1-lr", "e1", "e2", "e3", "e3-mix", "e3-best", "e3s", "e4", "e5", "e5-tasks", "chaos"]
+    "table", ["e1-lr", "e1", "e2", "e3", "e3-mix", "e3-best", "e3s", "e3s-random", "e4", "e5", "e5-tasks", "chaos"]
 )
 def test_tables_of_results_are_those_that_the_commands_made(table):
     for part in (ROOT / "results" / f"{table}.md").read_text().split("\n\n"):

@@ -181,6 +181,7 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
         print("no figure: matplotlib is missing (pip install matplotlib)")
         return
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "bcp"  # so that equal runs make equal files
     import matplotlib.pyplot as plt
 
     drawn = {name: [run["evaluations"] for run in seeds.values()] for name, seeds in results.items() if seeds}
@@ -281,7 +282,9 @@ def main() -> None:
                 run, seed, result = done.result()
                 results[run] = dict(sorted([*results[run].items(), (seed, result)], key=lambda item: int(item[0])))
                 keep(file, {"grid": grid, "results": results})
-                print(f"{run}, seed {seed}: pairs {result['toy']} %, validation loss {result['val_loss']}", flush=True)
+                both = [MEASURES[m] + (result[m],) for m in measured({run: {seed: result}})]
+                reached = "; ".join(f"{what} {value:.{digits}f}" for what, digits, value in both)
+                print(f"{run}, seed {seed}: {reached}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure, nothing more is begun
         keep(file, {"grid": grid, "results": results})
