@@ -283,7 +283,7 @@ def main() -> None:
                 results[run] = dict(sorted([*results[run].items(), (seed, result)], key=lambda item: int(item[0])))
                 keep(file, {"grid": grid, "results": results})
                 both = [MEASURES[m] + (result[m],) for m in measured({run: {seed: result}})]
-                reached = "; ".join(f"{what} {value:.{digits}f}" for what, digits, value in both)
+                reached = "; ".join(what.replace(",", f" {value:.{digits}f}") for what, digits, value in both)
                 print(f"{run}, seed {seed}: {reached}", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure, nothing more is begun
