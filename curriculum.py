@@ -75,7 +75,7 @@ def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str = "surprisal") -> 
 
 
 def order_lines(corpus: "Corpus", order: str, kind: str, seed: int, share: float = 1.0) -> np.ndarray:
-    """The training lines in the order they are learnt in: "curriculum", easy to hard, or "random", shuffled once.
+    """The training lines in the order they are learnt in: easy to hard with "curriculum", else shuffled.
 
     share: only the easiest lines, up to this share of the tokens; it is they that are shuffled.
     """
@@ -84,7 +84,7 @@ def order_lines(corpus: "Corpus", order: str, kind: str, seed: int, share: float
         lines = lines[np.argsort(difficulty(corpus, lines, kind), kind="stable")]
         ends = np.cumsum(corpus.line_start[lines + 1] - corpus.line_start[lines])
         lines = lines[: np.searchsorted(ends, share * ends[-1]) + 1]
-    return np.random.default_rng(seed).permutation(lines) if order == "random" else lines
+    return np.random.default_rng(seed).permutation(lines) if order != "curriculum" else lines
 
 
 def join(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:

@@ -96,8 +96,9 @@ def get_parser() -> argparse.ArgumentParser:
         help="random: each batch once, reshuffled every epoch; curriculum: each batch once, easy to hard; "
         "curriculum-repeat: each batch several times in a row; bcp: each until alpha has converged; lfr: all, then the "
         "hardest blocks, then all, in cycles (default: bcp)")
-    add("--order", choices=("curriculum", "random"), help="order of the lines that batches are cut from: easy to hard, "
-        "or shuffled once (default: random with --mode=random and lfr, else curriculum)")
+    add("--order", choices=("curriculum", "random", "reshuffled"), help="order of the lines that batches are cut from: "
+        "easy to hard, or shuffled once; reshuffled: and the batches anew in every epoch (default: reshuffled with "
+        "--mode=random and lfr, else curriculum)")
     add("--difficulty", choices=("surprisal", "length", "rarity"), default="surprisal",
         help="of a line: its unigram surprisal, its tokens, its mean surprisal (default: surprisal)")
     add("--data-share", type=number(float, 0, 1, above=True), default=1.0, metavar="S",
@@ -303,8 +304,7 @@ def start(args: argparse.Namespace) -> Run:
     reuse_memory()
     args.dtype = str(pick_dtype(args.dtype, device)).removeprefix("torch.")
     args.preset = args.preset or ("117m" if device.type == "cuda" else "tiny")
-    shuffled = args.mode in ("random", "lfr")
-    args.order = args.order or ("random" if shuffled else "curriculum")
+    args.order = args.order or ("reshuffled" if args.mode in ("random", "lfr") else "curriculum")
     for name, value in PRESET_DEFAULTS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -334,8 +334,9 @@ def start(args: argparse.Namespace) -> Run:
     if args.stream:
         args.buffer_tokens = args.buffer_tokens or 0
     buffer = None if args.buffer_tokens is None else args.buffer_tokens // args.block_size
+    reshuffle = args.order == "reshuffled"
     stream = curriculum.Stream(
-        tokens, args.block_size, new_rows, shuffled, args.seed, focus, once=args.stream, buffer=buffer
+        tokens, args.block_size, new_rows, reshuffle, args.seed, focus, once=args.stream, buffer=buffer
     )
     if args.mode == "bcp" and args.goal is None:
         args.goal = round(curriculum.bigram_entropy(tokens, corpus.vocab_size), 2)

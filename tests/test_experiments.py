@@ -101,7 +101,7 @@ def test_the_flags_of_every_run_are_understood(grid):
 
 
 def test_the_recipe_is_the_same_everywhere():
-    recipe = "--mode=bcp --p=2 --order=random --threshold=1000 --patience=1 --goal-rel=0.98"
+    recipe = "--mode=bcp --p=2 --order=reshuffled --threshold=1000 --patience=1 --goal-rel=0.98"
     for file in (
         "tests/test_train.py",
         "README.md",
