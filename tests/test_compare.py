@@ -46,7 +46,8 @@ def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
     assert len([line for line in metrics if '"loss"' in line]) == 6
     table = (tmp_path / "results" / "small.md").read_text()
     assert table.count("\n") == 4 and "| bcp, p = 2 |" in table and table in first
-    assert (tmp_path / "results" / "small.svg").exists() and (tmp_path / "results" / "small.png").exists()
+    files = {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()}
+    assert set(files) == {"small.json", "small.md", "small.svg", "small.png"}
 
     only = [sys.executable, "-m", "tools.compare", grid, "--only", "no such run"]
     wrong = subprocess.run(only, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -54,6 +55,7 @@ def test_a_grid_is_run_once_and_its_table_written(tmp_path, cache):
 
     shutil.rmtree(tmp_path / "out")  # what is in the .json is not made again, unless its flags have changed
     assert ", seed " not in compare_them()
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "results").iterdir()}
     grid.write_text(grid.read_text().replace("--goal=7.4", "--goal=7.3"))
     assert compare_them().count(", seed ") == 2
 

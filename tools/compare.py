@@ -273,7 +273,7 @@ def main() -> None:
         run, seed = job
         out = folder(name, run, seed)
         train(out, wanted[job], threads)
-        return run, seed, {"flags": shlex.join(wanted[job]), **summary(out)}
+        return run, seed, rounded({"flags": shlex.join(wanted[job]), **summary(out)})
 
     try:
         pool = ThreadPoolExecutor(args.jobs)
