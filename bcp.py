@@ -12,10 +12,8 @@ listed in the README. For every batch X_t, from W_{t,0} on:
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,30 +128,3 @@ def drift(W: list[Tensor], anchor: list[Tensor], layers: list[str]) -> dict[str,
         "anchor_by_layer": {layer: torch.nn.utils.get_total_norm(part).item() for layer, part in by_layer.items()},
         "unmoved": 1 - sum(d.count_nonzero() for d in D).item() / sum(d.numel() for d in D),
     }
-
-
-def copy_to_device(x: np.ndarray, device: torch.device) -> Tensor:
-    """The array as a tensor on the device. A GPU copies it while the host goes on, and need not wait for the host."""
-    if device.type != "cuda":
-        return torch.from_numpy(x).to(device)
-    return torch.from_numpy(x).pin_memory().to(device, non_blocking=True)
-
-
-def copy_to_host(x: Tensor) -> Callable[[], float | list[float]]:
-    """Start copying a scalar, or a few, to the host; the function returned waits for them and gives their values.
-
-    Called between forward and backward pass, it lets a GPU work on the backward pass while the host reads the loss
-    and decides about alpha.
-    """
-    if x.device.type != "cuda":
-        return x.tolist
-    host = torch.empty_like(x, device="cpu", pin_memory=True)
-    host.copy_(x, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def read() -> float:
-        arrived.synchronize()
-        return host.tolist()
-
-    return read

@@ -368,7 +368,8 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import checkpoint  # noqa: E402
-from model import Config, Transformer, pick_device, reuse_memory  # noqa: E402
+from machine import pick_device, reuse_memory  # noqa: E402
+from model import Config, Transformer  # noqa: E402
 
 # --- Log-probabilities ------------------------------------------------------------------------------------------------
 

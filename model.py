@@ -10,8 +10,6 @@ Shapes: B sequences, T positions, C channels (n_embd), nh query heads, nkv key/v
 """
 
 import argparse
-import ctypes
-import platform
 from dataclasses import dataclass
 
 import torch
@@ -165,37 +163,6 @@ class Transformer(nn.Module):
 def count_parameters(model: nn.Module) -> int:
     """How many numbers are learnt; the tied head counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is CUDA, else Apple's MPS, else the CPU. ValueError if it is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    kind, _, index = name.partition(":")
-    if not available.get(kind) or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ValueError(f"--device={name}: not on this machine; it has {there}")
-    return torch.device(name)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix products; "auto" is bfloat16 on a GPU that has it, float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def reuse_memory() -> None:
-    """Have the C library keep freed memory for the next tensors, as a GPU's allocator does.
-
-    On a CPU up to a tenth of an update goes into the kernel's page faults else: glibc hands a batch's logits back to
-    the system at each update and asks for them again. With other C libraries nothing happens.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too ...
-        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: ... which keeps up to 1 GiB that is free
 
 
 def main() -> None:

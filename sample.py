@@ -44,7 +44,8 @@ ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, b
 import torch  # noqa: E402
 
 import evaluate  # noqa: E402
-from model import Transformer, pick_device  # noqa: E402
+from machine import pick_device  # noqa: E402
+from model import Transformer  # noqa: E402
 
 
 @torch.no_grad()

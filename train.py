@@ -232,9 +232,7 @@ ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, b
 
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
-import datetime  # noqa: E402
 import json  # noqa: E402
-import os  # noqa: E402
 import platform  # noqa: E402
 import re  # noqa: E402
 import shutil  # noqa: E402
@@ -254,7 +252,21 @@ import checkpoint  # noqa: E402
 import curriculum  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
-from model import PRESETS, Transformer, count_parameters, pick_device, pick_dtype, reuse_memory  # noqa: E402
+from machine import (  # noqa: E402
+    copy_to_device,
+    copy_to_host,
+    first_process_first,
+    is_first,
+    join_processes,
+    mean_over_processes,
+    n_processes,
+    own_rows,
+    pick_device,
+    pick_dtype,
+    reuse_memory,
+    wait_for_all,
+)
+from model import PRESETS, Transformer, count_parameters  # noqa: E402
 
 
 @dataclasses.dataclass
@@ -366,63 +378,6 @@ def start(args: argparse.Namespace) -> Run:
 def n_replayed(args: argparse.Namespace) -> int:
     """How many of a batch's rows are replayed ones."""
     return min(round(args.replay * args.batch_size), args.batch_size - 1)
-
-
-# One process, or several: torchrun --nproc_per_node=N train.py ... Each has all the weights and a share of the rows of
-# every batch. Gradients and L are averaged, so that all take the same decisions; the first process does the writing.
-
-
-def join_processes(device: torch.device) -> torch.device:
-    """Under torchrun, meet the other processes. Returns this one's device."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or distributed.is_initialized():
-        return device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    # Torchrun ends the others when a process dies; the time limit is only for an evaluation that they wait through.
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
-    if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    return device
-
-
-def n_processes() -> int:
-    """How many processes train this run."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def is_first() -> bool:
-    """Is this the process that writes?"""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
-
-
-def wait_for_all() -> None:
-    """Go on when all processes are here."""
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
-@contextlib.contextmanager
-def first_process_first() -> Iterator[None]:
-    """The others enter the block when the first process has left it."""
-    if not is_first():
-        wait_for_all()
-    yield
-    if is_first():
-        wait_for_all()
-
-
-def mean_over_processes(x: torch.Tensor) -> torch.Tensor:
-    """The mean of all processes' x, the same to the last bit in each; in place."""
-    if distributed.is_initialized():
-        distributed.all_reduce(x)
-        x /= n_processes()
-    return x
-
-
-def own_rows(x: np.ndarray) -> np.ndarray:
-    """This process's share of the rows of x (B, T)."""
-    return np.split(x, n_processes())[distributed.get_rank()] if distributed.is_initialized() else x
 
 
 def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:
@@ -709,7 +664,7 @@ def next_batch(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     if run.stream.batch is not None:
         run.seen.add(run.stream.batch)
     x, y = run.stream.blocks()
-    return bcp.copy_to_device(own_rows(x), run.device), bcp.copy_to_device(own_rows(y), run.device)
+    return copy_to_device(own_rows(x), run.device), copy_to_device(own_rows(y), run.device)
 
 
 def loss_and_gradient(run: Run, forward, autocast, x: torch.Tensor, y: torch.Tensor, stop: bool) -> list[float]:
@@ -727,7 +682,7 @@ def loss_and_gradient(run: Run, forward, autocast, x: torch.Tensor, y: torch.Ten
             else:
                 part = forward(part_x, part_y) / parts
         loss += part.detach()
-        read = bcp.copy_to_host(mean_over_processes(torch.stack((loss, torch.full_like(loss, stop)))))
+        read = copy_to_host(mean_over_processes(torch.stack((loss, torch.full_like(loss, stop)))))
         part.backward()
     if blocks:
         run.stream.track(torch.cat(blocks).detach().cpu().numpy())
@@ -737,7 +692,7 @@ def loss_and_gradient(run: Run, forward, autocast, x: torch.Tensor, y: torch.Ten
 def add_replay(run: Run, forward, autocast, W: list[torch.Tensor]) -> None:
     """From the gradient g in the weights to (1 - f) g + f times that on replayed blocks, which is clipped by itself."""
     rows = run.stream.replay(n_replayed(run.args), run.args.replay_power, run.update)
-    x, y = (bcp.copy_to_device(own_rows(part), run.device) for part in run.stream.blocks(rows))
+    x, y = (copy_to_device(own_rows(part), run.device) for part in run.stream.blocks(rows))
     g = [w.grad for w in W]
     for w in W:
         w.grad = None
@@ -779,7 +734,7 @@ def guard(optimizer: torch.optim.Optimizer, L: float, norm: torch.Tensor) -> Cal
     """
     finite = (norm + L).isfinite()
     optimizer.found_inf = 1.0 - finite.float()
-    return bcp.copy_to_host(finite)
+    return copy_to_host(finite)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import data
 import evaluate
-from model import pick_device
+from machine import pick_device
 from tools import compare
 
 TASKS = ("blimp", "blimp_supplement")

@@ -25,7 +25,7 @@ import transformers
 from scipy.stats import spearmanr
 
 import evaluate
-from model import pick_device
+from machine import pick_device
 from tools import export
 
 EYE, SELF_PACED = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound"), "self_paced_reading_time"

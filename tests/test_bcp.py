@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bcp import Alpha, clip_and_scale, copy_to_host, distance, drop_anchor, pull_back
+from bcp import Alpha, clip_and_scale, distance, drop_anchor, pull_back
+from machine import copy_to_host
 from model import Config, Transformer
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model import PRESETS, Config, Transformer, count_parameters, pick_device
+from machine import pick_device
+from model import PRESETS, Config, Transformer, count_parameters
 
 
 def random_config(seed: int) -> Config:

@@ -30,7 +30,8 @@ import torch
 
 import bcp
 import curriculum
-from model import PRESETS, Config, Transformer, count_parameters, pick_device, reuse_memory
+from machine import copy_to_device, copy_to_host, pick_device, reuse_memory
+from model import PRESETS, Config, Transformer, count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX = 8192  # of the square product that gives the machine's matrix rate
@@ -79,13 +80,13 @@ def ours(mode: str, s: Setting) -> Iterator[None]:
     repeat = 0
     while True:
         if repeat == 0:
-            x, y = (bcp.copy_to_device(part, device) for part in stream.blocks())
+            x, y = (copy_to_device(part, device) for part in stream.blocks())
             if p:
                 bcp.drop_anchor(anchor, W)
                 alpha.restart()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = forward(x, y)
-        read_loss = bcp.copy_to_host(loss.detach())
+        read_loss = copy_to_host(loss.detach())
         loss.backward()
         L = read_loss()
         if p:
@@ -93,7 +94,7 @@ def ours(mode: str, s: Setting) -> Iterator[None]:
         norm = bcp.clip_and_scale([w.grad for w in W], 1.0, alpha.alpha)
         finite = (norm + L).isfinite()
         optimizer.found_inf = 1.0 - finite.float()
-        applied = bcp.copy_to_host(finite)
+        applied = copy_to_host(finite)
         optimizer.step()
         optimizer.zero_grad()
         if applied() and p:

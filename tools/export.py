@@ -37,7 +37,8 @@ ARGS = get_parser().parse_args() if __name__ == "__main__" else None  # wrong fl
 import checkpoint  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
-from model import Config, pick_device  # noqa: E402
+from machine import pick_device  # noqa: E402
+from model import Config  # noqa: E402
 
 # Flags that say where a run was made, not what was computed; the model card leaves them out.
 LOCAL = {"out", "resume", "overwrite", "cache", "device", "compile", "save_every"}

@@ -1,0 +1,137 @@
+"""The machine under a run: its devices and their numbers, copies that do not wait, several processes.
+
+Nothing here knows of the method. Several processes are started by torchrun --nproc_per_node=N train.py ... Each has
+all the weights and a share of the rows of every batch. Gradients and L are averaged, so that all take the same
+decisions; the first process does the writing.
+"""
+
+import contextlib
+import ctypes
+import datetime
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+# --- Devices ----------------------------------------------------------------------------------------------------------
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" is CUDA, else Apple's MPS, else the CPU. ValueError if it is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind, _, index = name.partition(":")
+    if not available.get(kind) or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise ValueError(f"--device={name}: not on this machine; it has {there}")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the matrix products; "auto" is bfloat16 on a GPU that has it, float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def reuse_memory() -> None:
+    """Have the C library keep freed memory for the next tensors, as a GPU's allocator does.
+
+    On a CPU up to a tenth of an update goes into the kernel's page faults else: glibc hands a batch's logits back to
+    the system at each update and asks for them again. With other C libraries nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too ...
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD: ... which keeps up to 1 GiB that is free
+
+
+# --- Copies that do not wait ------------------------------------------------------------------------------------------
+
+
+def copy_to_device(x: np.ndarray, device: torch.device) -> Tensor:
+    """The array as a tensor on the device. A GPU copies it while the host goes on, and need not wait for the host."""
+    if device.type != "cuda":
+        return torch.from_numpy(x).to(device)
+    return torch.from_numpy(x).pin_memory().to(device, non_blocking=True)
+
+
+def copy_to_host(x: Tensor) -> Callable[[], float | list[float]]:
+    """Start copying a scalar, or a few, to the host; the function returned waits for them and gives their values.
+
+    Called between forward and backward pass, it lets a GPU work on the backward pass while the host reads the loss
+    and decides about alpha.
+    """
+    if x.device.type != "cuda":
+        return x.tolist
+    host = torch.empty_like(x, device="cpu", pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> float:
+        arrived.synchronize()
+        return host.tolist()
+
+    return read
+
+
+# --- Several processes ------------------------------------------------------------------------------------------------
+
+
+def join_processes(device: torch.device) -> torch.device:
+    """Under torchrun, meet the other processes. Returns this one's device."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or distributed.is_initialized():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    # Torchrun ends the others when a process dies; the time limit is only for an evaluation that they wait through.
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=2))
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return device
+
+
+def n_processes() -> int:
+    """How many processes train this run."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Is this the process that writes?"""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Go on when all processes are here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+@contextlib.contextmanager
+def first_process_first() -> Iterator[None]:
+    """The others enter the block when the first process has left it."""
+    if not is_first():
+        wait_for_all()
+    yield
+    if is_first():
+        wait_for_all()
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of all processes' x, the same to the last bit in each; in place."""
+    if distributed.is_initialized():
+        distributed.all_reduce(x)
+        x /= n_processes()
+    return x
+
+
+def own_rows(x: np.ndarray) -> np.ndarray:
+    """This process's share of the rows of x (B, T)."""
+    return np.split(x, n_processes())[distributed.get_rank()] if distributed.is_initialized() else x
