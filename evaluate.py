@@ -5,33 +5,28 @@
     python evaluate.py out/bcp-p1-1 --data EVAL --task all --untrained=5 --compare out/random-1
     python evaluate.py --reference                                       # what the poster reports
 
-A task is a reader, which makes candidates of a file's records, and a scorer, which makes a score of the candidates'
-log-probabilities. A candidate's is the sum over the tokens of its completion, those that overlap its characters; the
-end-of-text token stands before every text, so that the first word counts too. The rules are those of the official
-pipeline (babylm/evaluation-pipeline-2025), but a tie counts one half, where the pipeline takes the first candidate.
+The tasks are in tasks.py. A candidate's log-probability is the sum over the tokens of its completion, those that
+overlap its characters. The end-of-text token stands before every text, so that the first word counts too. The rules are
+those of the official pipeline (babylm/evaluation-pipeline-2025), but a tie counts one half.
 
 Into the run folder go eval-TASK.json (the scores, by paradigm too) and eval-TASK.jsonl (all decisions, one a line).
 """
 
 import argparse
-import csv
-import hashlib
-import io
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 
 import data
+import tasks
+from tasks import TASKS, Candidate, Row
 
-DRAWS = 1000  # of the bootstrap
 REFERENCE = """What the poster reports (Yoshida et al. 2025), not measured here; "text avg." holds fine-tuned tasks too:
 
 model                            BLiMP   BLiMP-S   WUG-ADJ   text avg.
@@ -39,280 +34,6 @@ GPT-BERT (official baseline)      80.5      73.0      41.2        70.9
 GPT-2 (official baseline)         74.9      63.3      50.2        54.7
 BCP p = 1                         49.2      50.4      57.5        32.8
 BCP p = 2                         52.2      50.2      57.1        32.5"""
-
-# --- Readers: from a task's files to candidates -----------------------------------------------------------------------
-
-# The token ids of prefix + completion, and the place of the first one that counts.
-Candidate = tuple[list[int], int]
-
-
-class Encoder:
-    """Texts to candidates, by a run's tokenizer."""
-
-    def __init__(self, tokenizer: "tiktoken.Encoding"):  # noqa: F821
-        self.tokenizer, self.encode = tokenizer, tokenizer.encode_ordinary
-        self.n_bytes = np.array([len(tokenizer.decode_single_token_bytes(i)) for i in range(tokenizer.n_vocab)])
-
-    def __call__(self, prefix: str, completion: str) -> Candidate:
-        """A completion after a prefix. A token counts when it overlaps the completion's characters."""
-        ids = self.encode(prefix + completion)
-        ends = np.cumsum(self.n_bytes[ids])
-        return ids, int(np.searchsorted(ends, len(prefix.encode()), side="right")) if prefix else 0
-
-    def word(self, context: str, word: str) -> list[Candidate]:
-        """A word after a context as the official reading task takes it: without a space between, and token by token,
-        each after the text up to there, decoded and encoded again."""
-        pieces = []
-        for token in self.encode(word):
-            ids, piece = self.encode(context), self.tokenizer.decode([token])
-            pieces.append(([*ids, self.encode(piece)[0]], len(ids)))
-            context += piece
-        return pieces
-
-
-def field(record: dict, name: str, kind: type = str):
-    """A field of a record; ValueError if it is missing or something else."""
-    if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-        raise ValueError(f"no {name!r} there, or not a {getattr(kind, '__name__', 'number')}")
-    return record[name]
-
-
-# A reader takes a line of a file, that file's name and an Encoder. It returns the group that the line's accuracy is
-# counted in, or the human ratio that it is compared to, and the candidates, the right one first.
-
-
-def minimal_pair(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """BLiMP and its supplement: the whole sentences."""
-    candidates = [encode("", field(record, name)) for name in ("sentence_good", "sentence_bad")]
-    return {"group": record.get("UID", file)}, candidates
-
-
-def ewok(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """Two targets after the first context."""
-    context = field(record, "Context1")
-    candidates = [encode(context, " " + field(record, name)) for name in ("Target1", "Target2")]
-    return {"group": field(record, "Domain")}, candidates
-
-
-def entity_tracking(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """Options after a story; groups are of a file and a number of operations."""
-    prefix, options = field(record, "input_prefix"), field(record, "options", list)
-    if len(options) < 2 or not all(isinstance(option, str) for option in options):
-        raise ValueError("'options' must be two or more strings")
-    return {"group": f"{file}_{field(record, 'numops', int)}_ops"}, [encode(prefix, option) for option in options]
-
-
-def comps(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """A property after two concepts."""
-    phrase = field(record, "property_phrase")
-    prefixes = [field(record, name) for name in ("prefix_acceptable", "prefix_unacceptable")]
-    return {"group": file}, [encode(prefix + " ", phrase) for prefix in prefixes]
-
-
-def wug(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """Sentences with derived forms of a made-up word, and how many people took the first."""
-    sentences = field(record, "sentences").split("\t")
-    if len(sentences) < 2:
-        raise ValueError("'sentences' must be two or more, with a tab between")
-    return {"ratio": float(field(record, "ratio", int | float))}, [encode("", sentence) for sentence in sentences]
-
-
-def reading(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """The pieces of the word and of the one before it. The pipeline takes the word None for a missing context."""
-    if None in record.values():
-        raise ValueError("fewer fields than in the header")
-    word = encode.word(record["item"] or "None", record["word"])
-    known = record["prev_item"] not in ("", "None")
-    previous = encode.word(record["prev_item"], record["prev_word"]) if known else []
-    numbers = {name: float(record[name] or "nan") for name in (*CONTROLS, "prev_length", *EYE_TRACKING, SELF_PACED)}
-    return {"pieces": len(word), **numbers}, word + previous
-
-
-def read(
-    task: str, folder: Path | None, encode: Encoder, most: int | None = None
-) -> tuple[list[dict], list[list[Candidate]], str]:
-    """Records and candidates of a task's items, about `most` of them evenly taken, and a digest of what was read.
-
-    Raises DataError naming file and line.
-    """
-    records, items, digest = [], [], hashlib.blake2b(digest_size=8)
-    for file, content in task_files(task, folder).items():
-        digest.update(content)
-        line = 1 if task == "reading" else 0  # a CSV file has a header
-        try:
-            is_csv, text = task == "reading", content.decode()
-            for parsed in csv.DictReader(io.StringIO(text)) if is_csv else map(json.loads, text.splitlines()):
-                record, candidates = TASKS[task].read(parsed, file.stem, encode)
-                records.append(record)
-                items.append(candidates)
-                line += 1
-        except json.JSONDecodeError:
-            raise data.DataError(f"{file}, line {line + 1}: not a whole JSON object") from None
-        except (ValueError, TypeError, KeyError, csv.Error) as error:
-            what = f"no {error} there" if isinstance(error, KeyError) else error
-            raise data.DataError(f"{file}, line {line + 1}: {what}; wanted is a file of the task {task}") from None
-        if line == is_csv:
-            raise data.DataError(f"{file}: empty; wanted is a file of the task {task}")
-    step = max(1, len(items) // (most or len(items)))
-    return records[::step], items[::step], digest.hexdigest() + (f"/{step}" if step > 1 else "")
-
-
-def task_files(task: str, folder: Path | None) -> dict[Path, bytes]:
-    """A task's files and what is in them. Raises DataError if there are none."""
-    if task == "toy":
-        import toy
-
-        pairs = (pair | {"UID": uid} for uid, some in toy.minimal_pairs().items() for pair in some)
-        return {Path("toy"): "\n".join(map(json.dumps, pairs)).encode()}
-    pattern = "reading_data.csv" if task == "reading" else "*.jsonl"
-    files = sorted((find_folder(task, folder) or folder).glob(pattern))
-    if not files:
-        raise data.DataError(f"--data={folder}: no {pattern} in it or in its folder {TASKS[task].folders[0]}")
-    return {file: file.read_bytes() for file in files}
-
-
-def find_folder(task: str, folder: Path) -> Path | None:
-    """The folder of a task in --data, or None."""
-    return next((folder / name for name in TASKS[task].folders if (folder / name).is_dir()), None)
-
-
-# --- Scorers: from log-probabilities to a score -----------------------------------------------------------------------
-
-
-@dataclass
-class Row:
-    """One row of the table: a score that can be worked out on any draw of the items, for the bootstrap."""
-
-    name: str
-    statistic: Callable[[np.ndarray], float]  # items (indices) -> score
-    strata: np.ndarray  # (N,) which items are drawn among each other
-    decisions: np.ndarray  # (N,) which candidate was chosen; empty where nothing is
-    ties: int = 0
-    groups: dict | None = None  # score, items, ties of each paradigm, domain, ...
-
-    @property
-    def score(self) -> float:
-        return self.statistic(np.arange(len(self.strata)))
-
-
-def accuracy(task: str, records: list[dict]) -> list[Row]:
-    """How often the first candidate has the largest sum, percent, as the mean over groups. Of m candidates that tie
-    for the largest, the first counts 1/m."""
-    credits = np.array([(s[0] == max(s)) / s.count(max(s)) for s in (record["scores"] for record in records)])
-    tied = np.array([0 < credit < 1 for credit in credits])
-    names, group = np.unique([record["group"] for record in records], return_inverse=True)
-    sizes = np.bincount(group)
-
-    def statistic(some: np.ndarray) -> float:
-        return 100 * float(np.mean(np.bincount(group[some], credits[some]) / sizes))
-
-    parts = [np.flatnonzero(group == i) for i in range(len(names))]
-    groups = {
-        str(name): {"accuracy": 100 * float(credits[part].mean()), "items": len(part), "ties": int(tied[part].sum())}
-        for name, part in zip(names, parts, strict=True)
-    }
-    return [Row(task, statistic, group, decisions(records), int(tied.sum()), groups)]
-
-
-def correlation(task: str, records: list[dict]) -> list[Row]:
-    """Spearman's correlation x 100 of the human ratio with the softmax probability of the first candidate."""
-    from scipy.stats import spearmanr
-
-    scores = [np.array(record["scores"], dtype=np.float32) for record in records]  # as there: with ties near 1
-    odds = [np.exp(s - s.max()) for s in scores]
-    first = np.array([some[0] / some.sum() for some in odds])
-    ratio = np.array([record["ratio"] for record in records])
-
-    def statistic(some: np.ndarray) -> float:
-        varied = np.ptp(first[some]) > 0 and np.ptp(ratio[some]) > 0
-        return 100 * float(spearmanr(first[some], ratio[some])[0]) if varied else 0.0
-
-    ties = sum(record["scores"].count(max(record["scores"])) > 1 for record in records)
-    return [Row(task, statistic, np.zeros(len(records), int), decisions(records), ties)]
-
-
-def decisions(records: list[dict]) -> np.ndarray:
-    """Which candidate is the most probable, the first of several."""
-    return np.array([int(np.argmax(record["scores"])) for record in records])
-
-
-CONTROLS = ("Subtlex_log10", "length", "context_length")
-EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
-SELF_PACED = "self_paced_reading_time"
-
-
-def explained(controls: list[np.ndarray], surprisal: np.ndarray, measures: np.ndarray) -> float:
-    """What surprisal adds to a regression of reading times on controls and their products of two, percent of the
-    variance that these leave unexplained. Controls and surprisal (N,), measures (N, M), the mean over which is taken.
-    """
-    products = [a * b for i, a in enumerate(controls) for b in controls[:i]]
-    left = []
-    for columns in ([*controls, *products], [*controls, *products, surprisal]):
-        X = np.column_stack(columns)
-        X = np.column_stack([np.ones(len(X)), (X - X.mean(axis=0)) / X.std(axis=0)])  # the scale changes no fit
-        left.append(((measures - X @ np.linalg.lstsq(X, measures, rcond=None)[0]) ** 2).sum(axis=0))
-    return 100 * float(np.mean(1 - left[1] / left[0]))
-
-
-def reading_times(task: str, records: list[dict]) -> list[Row]:
-    """Two rows: eye tracking; and self-paced reading, with the word before among the controls."""
-    columns = {name: np.array([record[name] for record in records]) for name in (*CONTROLS, "prev_length")}
-    surprisal = -np.array([sum(record["scores"][: record["pieces"]]) for record in records])
-    previous = [record["scores"][record["pieces"] :] for record in records]
-    previous = np.array([-sum(scores) if scores else math.nan for scores in previous])
-    eye = [columns[name] for name in CONTROLS]
-
-    def row(name: str, controls: list[np.ndarray], measures: tuple[str, ...]) -> Row:
-        y = np.array([[record[measure] for measure in measures] for record in records])
-        whole = np.isfinite(np.column_stack([*controls, y])).all(axis=1)  # rows that lack a number do not count
-        controls, s, y = [control[whole] for control in controls], surprisal[whole], y[whole]
-
-        def statistic(some: np.ndarray) -> float:
-            return explained([control[some] for control in controls], s[some], y[some])
-
-        return Row(name, statistic, np.zeros(len(y), int), np.array([]))
-
-    return [
-        row("reading_eye_tracking", eye, EYE_TRACKING),
-        row("reading_self_paced", [*eye, columns["prev_length"], previous], (SELF_PACED,)),
-    ]
-
-
-def draws(strata: np.ndarray) -> Iterator[np.ndarray]:
-    """The bootstrap: as many items as there are, drawn with replacement within each stratum, again and again."""
-    rng = np.random.default_rng(0)
-    order = np.argsort(strata, kind="stable")
-    sizes = np.bincount(strata)
-    first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
-    for _ in range(DRAWS):
-        yield order[first + (rng.random(len(order)) * size).astype(int)]
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """The middle 95 %."""
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
-
-
-class Task(NamedTuple):
-    """A reader, a scorer, and where the files are."""
-
-    read: Callable  # a line of a file -> what is known of the item, and its candidates
-    rows: Callable  # records with their scores -> rows of the table
-    folders: tuple[str, ...] = ()  # in --data
-
-
-TASKS = {
-    "toy": Task(minimal_pair, accuracy),
-    "blimp": Task(minimal_pair, accuracy, ("blimp", "blimp_filtered")),
-    "blimp_supplement": Task(minimal_pair, accuracy, ("blimp_supplement", "supplement_filtered")),
-    "ewok": Task(ewok, accuracy, ("ewok", "ewok_filtered")),
-    "entity_tracking": Task(entity_tracking, accuracy, ("entity_tracking",)),
-    "comps": Task(comps, accuracy, ("comps",)),
-    "wug_adj": Task(wug, correlation, ("wug_adj_nominalization",)),
-    "wug_past": Task(wug, correlation, ("wug_past_tense",)),
-    "reading": Task(reading, reading_times, ("reading",)),
-}
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +53,8 @@ def get_parser() -> argparse.ArgumentParser:
         "folder is in --data (default: toy)")
     add("--data", type=Path, help="a folder with a folder per task, as the challenge has it, or with one task's files "
         "(default: none; toy needs none)")
-    add("--weights", choices=("last", "average"), default="last", help="average: of --average-last (default: last)")
+    add("--weights", choices=("last", "average"), default="last", help="average: of average.pt, which "
+        "python -m tools.average RUN --last=4 writes (default: last)")
     add("--untrained", type=int, default=0, metavar="N", help="beside every score that of N models of this size and "
         "tokenizer as they are before training; kept beside the corpus's tokenizer (default: 0)")
     add("--compare", type=Path, metavar="OTHER", help="differences from another run, scored on the same tasks before "
@@ -453,7 +175,7 @@ def score_pairs(model: Transformer, pairs: dict[str, list[list[list[int]]]], eot
     """Accuracy (percent), items and ties of every paradigm of minimal pairs, given as [good ids, bad ids]."""
     records = [{"group": uid} for uid, some in pairs.items() for _ in some]
     scores = log_probabilities(model, [[(good, 0), (bad, 0)] for some in pairs.values() for good, bad in some], eot)
-    groups = accuracy("toy", [{**record, "scores": s} for record, s in zip(records, scores, strict=True)])[0].groups
+    groups = tasks.accuracy("toy", [r | {"scores": s} for r, s in zip(records, scores, strict=True)])[0].groups
     return {uid: groups[uid] for uid in pairs}
 
 
@@ -482,7 +204,7 @@ def assess(model: Transformer, x: np.ndarray, y: np.ndarray, batch_size: int, pa
     return scores
 
 
-# --- Afterwards -------------------------------------------------------------------------------------------------------
+# --- A run ------------------------------------------------------------------------------------------------------------
 
 
 def load_run(folder: Path, device: torch.device, weights: str = "last"):
@@ -528,32 +250,38 @@ def cache_of(run: Path, config: dict) -> Path:
     return (corpus if same else own).with_name("untrained.json")
 
 
+def result_file(run: Path, task: str, weights: str) -> Path:
+    """Where a run's scores of a task are; the decisions lie beside, as .jsonl."""
+    return run / (f"eval-{task}.json" if weights == "last" else f"eval-{task}-{weights}.json")
+
+
 def other_rows(run: Path, task: str, weights: str, digest: str) -> list[Row]:
     """The rows of another run, from its files. Raises DataError if it was not scored on the same items."""
-    result, lines = (run / f"eval-{name(task, weights)}.{kind}" for kind in ("json", "jsonl"))
+    file = result_file(run, task, weights)
     again = f"score it first: python evaluate.py {run} --task {task}"
     try:
-        if json.loads(result.read_text())["files"] != digest:
+        if json.loads(file.read_text())["files"] != digest:
             raise data.DataError(f"--compare={run}: was scored on other files of {task}; {again}")
-        return TASKS[task].rows(task, [json.loads(line) for line in lines.read_text().splitlines()])
+        lines = file.with_suffix(".jsonl").read_text().splitlines()
+        return TASKS[task].rows(task, [json.loads(line) for line in lines])
     except FileNotFoundError as error:
         raise data.DataError(f"--compare={run}: no {Path(error.filename).name} there; {again}") from None
     except (json.JSONDecodeError, KeyError, TypeError):
         raise data.DataError(f"--compare={run}: its results of {task} are damaged; {again}") from None
 
 
-def name(task: str, weights: str) -> str:
-    return task if weights == "last" else f"{task}-{weights}"
+# --- The table --------------------------------------------------------------------------------------------------------
 
 
 def as_json(row: Row, chance: list[dict], other: Row | None) -> dict:
     """A row with its interval, the scores of untrained models, and the difference from another run's row: paired, both
     on the same draws of the items."""
-    low, high = interval([row.statistic(some) for some in draws(row.strata)])
+    low, high = tasks.interval([row.statistic(some) for some in tasks.draws(row.strata)])
     result = {"name": row.name, "score": row.score, "low": low, "high": high, "items": len(row.strata)}
     result |= {"ties": row.ties, "untrained": [scores[row.name] for scores in chance], "compared": None}
     if other:
-        low, high = interval([row.statistic(some) - other.statistic(some) for some in draws(row.strata)])
+        gaps = [row.statistic(some) - other.statistic(some) for some in tasks.draws(row.strata)]
+        low, high = tasks.interval(gaps)
         flipped = int((row.decisions != other.decisions).sum()) if len(row.decisions) else None
         difference = {"difference": row.score - other.score, "low": low, "high": high, "flipped": flipped}
         result["compared"] = {"score": other.score, **difference}
@@ -596,18 +324,21 @@ def print_groups(groups: dict) -> None:
         print(f"{group:{width}} {result['accuracy']:8.2f} {result['items']:7,} {result['ties']:6,}")
 
 
+# --- The program ------------------------------------------------------------------------------------------------------
+
+
 def chosen_tasks(args: argparse.Namespace) -> list[str]:
     """The tasks to score; of "all", those that are there."""
-    tasks = list(dict.fromkeys(args.task))
-    if "all" not in tasks:
-        return tasks
-    missing = [task for task in TASKS if task != "toy" and find_folder(task, args.data) is None]
+    chosen = list(dict.fromkeys(args.task))
+    if "all" not in chosen:
+        return chosen
+    missing = [task for task in TASKS if task != "toy" and tasks.find_folder(task, args.data) is None]
     if missing:
         print(f"not in {args.data}: {', '.join(missing)}")
-    tasks = [task for task in TASKS if task in tasks or task not in ("toy", *missing)]
-    if not tasks:
+    chosen = [task for task in TASKS if task in chosen or task not in ("toy", *missing)]
+    if not chosen:
         raise data.DataError(f"--data={args.data}: no folder of any task there; one is called, for instance, blimp")
-    return tasks
+    return chosen
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -615,38 +346,30 @@ def evaluate(args: argparse.Namespace) -> None:
     reuse_memory()
     device = pick_device(args.device)
     model, tokenizer, config = load_run(args.run, device, args.weights)
-    eot, encode = model.config.vocab_size - 1, Encoder(tokenizer)
-    tasks = chosen_tasks(args)
-    if any(TASKS[task].rows is correlation for task in tasks):
-        try:
-            import scipy.stats  # noqa: F401
-        except ImportError:
-            raise data.DataError("--task: wug_adj and wug_past need scipy; pip install scipy") from None
+    eot, encode, cache = model.config.vocab_size - 1, tasks.Encoder(tokenizer), cache_of(args.run, config)
     # Everything is read before anything is scored: what is wrong with a file or another run is said at once.
-    read_tasks = {task: read(task, args.data, encode, args.items) for task in tasks}
-    others = {task: other_rows(args.compare, task, args.weights, read_tasks[task][2]) for task in tasks if args.compare}
+    read = {task: tasks.read(task, args.data, encode, args.items) for task in chosen_tasks(args)}
+    others = {task: other_rows(args.compare, task, args.weights, read[task][2]) for task in read if args.compare}
 
     results = []
-    for task, (records, items, digest) in read_tasks.items():
+    for task, (records, items, digest) in read.items():
 
         def score_it(some_model, task=task, records=records, items=items):
             return score(some_model.to(device).eval(), task, records, items, eot, args.batch_size)
 
-        cache = cache_of(args.run, config)
         chance = untrained(args.untrained, cache, task, digest, model.config, score_it)
         rows = score_it(model)
-        some = [
-            as_json(row, chance, other) for row, other in zip(rows, others.get(task, [None] * len(rows)), strict=True)
-        ]
-        file = args.run / f"eval-{name(task, args.weights)}.json"
-        result = {"task": task, "run": str(args.run), "weights": args.weights, "files": digest, "scores": some}
+        theirs = others.get(task, [None] * len(rows))
+        scores = [as_json(row, chance, other) for row, other in zip(rows, theirs, strict=True)]
+        file = result_file(args.run, task, args.weights)
         file.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        result = {"task": task, "run": str(args.run), "weights": args.weights, "files": digest, "scores": scores}
         file.write_text(json.dumps(result, indent=1) + "\n")
-        results += some
+        results += scores
     if len(results) == 1 and results[0]["groups"]:
         print_groups(results[0]["groups"])
     print_table(results, args.compare)
-    print(f"\nin {args.run}: " + ", ".join(f"eval-{name(task, args.weights)}.json" for task in tasks))
+    print(f"\nin {args.run}: " + ", ".join(result_file(args.run, task, args.weights).name for task in read))
 
 
 def main(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 import data
 import evaluate
 from machine import pick_device
+from tasks import Encoder
 from tools import compare
 
 TASKS = ("blimp", "blimp_supplement")
@@ -57,7 +58,7 @@ def prepare(corpus: Path, part: Path, words: int, held_out: int) -> None:
 def loss_by_source(run: Path, part: Path) -> dict[str, float]:
     """Nats per token of every line of the held-out part, each after an end-of-text token."""
     model, tokenizer, _ = evaluate.load_run(run, pick_device("auto"))
-    encode, losses = evaluate.Encoder(tokenizer), {}
+    encode, losses = Encoder(tokenizer), {}
     for file in sorted((part / "held-out").glob("*.txt")):
         items = [[encode("", line)] for line in file.read_text().split("\n") if line]
         scores = evaluate.log_probabilities(model, items, model.config.vocab_size - 1)

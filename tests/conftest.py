@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import data
-import evaluate
+import tasks
 import toy
 
 torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
@@ -87,8 +87,8 @@ def eval_files(tmp_path_factory) -> Path:
         file.parent.mkdir(exist_ok=True)
         file.write_text("\n".join(json.dumps(record) for record in records) + "\n")
     rng = np.random.default_rng(0)
-    names = ["item", "word", "prev_item", "prev_word", *evaluate.CONTROLS, "prev_length", *evaluate.EYE_TRACKING]
-    table = [[*names, evaluate.SELF_PACED]]
+    names = ["item", "word", "prev_item", "prev_word", *tasks.CONTROLS, "prev_length", *tasks.EYE_TRACKING]
+    table = [[*names, tasks.SELF_PACED]]
     for sentence in s[:30]:
         words = sentence.split()
         for i in range(1, len(words)):

@@ -2,8 +2,8 @@
 
     python -m tests.official out/bcp-p1-1 EVAL --task blimp entity_tracking --items=2000
 
-prints, for every task, how far evaluate.py agrees with it and how much faster it is. What is computed here is described
-in evaluate.py; nothing of evaluate.py's own computation is used.
+prints, for every task, how far evaluate.py agrees with it and how much faster it is. Nothing that evaluate.py
+and tasks.py compute is used here.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import transformers
 from scipy.stats import spearmanr
 
 import evaluate
+import tasks
 from machine import pick_device
 from tools import export
 
@@ -131,13 +132,13 @@ def cut(folder: Path, source: Path, pattern: str, items: int) -> None:
 
 def check(run: Path, eval_data: Path, task: str, model, tokenizer, items: int) -> dict:
     """Both ways over the same items of a task: agreement in percent, largest difference of a score, seconds of each."""
-    source = evaluate.find_folder(task, eval_data)
+    source = tasks.find_folder(task, eval_data)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / task
         cut(target, source, "*.csv" if task == "reading" else "*.jsonl", items)
         began = time.perf_counter()
         ours, encoding, config = evaluate.load_run(run, pick_device("cpu"))
-        records, candidates, _ = evaluate.read(task, target, evaluate.Encoder(encoding))
+        records, candidates, _ = tasks.read(task, target, tasks.Encoder(encoding))
         rows = evaluate.score(ours, task, records, candidates, encoding.eot_token, 64)
         mine = {row.name: row.score for row in rows}
         middle = time.perf_counter()
@@ -164,11 +165,11 @@ def load_export(run: Path, folder: Path):
 
 
 def main() -> None:
-    tasks = [task for task in evaluate.TASKS if task != "toy"]
+    known = [task for task in tasks.TASKS if task != "toy"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("data", type=Path, help="folder with a folder per task")
-    parser.add_argument("--task", nargs="+", choices=tasks, default=tasks, metavar="TASK", help="(default: all)")
+    parser.add_argument("--task", nargs="+", choices=known, default=known, metavar="TASK", help="(default: all)")
     parser.add_argument("--items", type=int, default=10**9, help="of a task, evenly taken (default: all)")
     args = parser.parse_args()
     failed = False
@@ -176,7 +177,7 @@ def main() -> None:
         model, tokenizer = load_export(args.run, Path(folder) / "model")
         print("task                items  agreement   score  official   evaluate.py  one by one   ratio")
         for task in args.task:
-            if evaluate.find_folder(task, args.data) is None:
+            if tasks.find_folder(task, args.data) is None:
                 print(f"{task:17} not in {args.data}")
                 continue
             r = check(args.run, args.data, task, model, tokenizer, args.items)

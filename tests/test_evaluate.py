@@ -1,12 +1,9 @@
 """Scores against sums worked out one sentence at a time; the command lines of evaluate.py and sample.py."""
 
 import json
-import math
-import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 import data
 import evaluate
 import sample
+import tasks
 import train
 from model import Config, Transformer
 
@@ -48,7 +46,7 @@ def sum_one_by_one(model, ids: list[int], start: int) -> float:
     return sum(log_p[t, ids[t]].item() for t in range(start, len(ids)))
 
 
-def random_items(seed: int, count: int) -> list[list[evaluate.Candidate]]:
+def random_items(seed: int, count: int) -> list[list[tasks.Candidate]]:
     """Items of one to five candidates that begin alike, for some tokens or for all of the shortest."""
     rng = np.random.default_rng(seed)
     items = []
@@ -93,34 +91,6 @@ def test_ties_count_their_share_and_are_counted(model):
         "b": {"accuracy": 75.0, "items": 2, "ties": 1},
         "a": {"accuracy": 0.0, "items": 1, "ties": 0},
     }
-    five = [{"group": "g", "scores": [-1.0, -1.0, -2.0, -1.0, -3.0]}, {"group": "g", "scores": [-2.0, -1.0, -1.0]}]
-    row = evaluate.accuracy("entity_tracking", five)[0]
-    assert row.score == pytest.approx(100 / 6) and row.ties == 1
-
-
-def test_groups_weigh_the_same_whatever_their_size():
-    right, wrong = {"scores": [-1.0, -2.0]}, {"scores": [-2.0, -1.0]}
-    records = [{"group": "a", **right}] * 9 + [{"group": "b", **wrong}]
-    row = evaluate.accuracy("blimp", records)[0]
-    assert row.score == 50 and {name: group["accuracy"] for name, group in row.groups.items()} == {"a": 100, "b": 0}
-
-
-def test_a_token_counts_when_it_overlaps_the_completion():
-    class OneTokenPerWord:  # "ab", " cd" and so on: a token holds the space before its word
-        n_vocab = 3
-
-        def encode_ordinary(self, text):
-            return [{"ab": 0, " cd": 1, " ef": 2}[word] for word in re.findall(" ?[a-z]+", text)]
-
-        def decode_single_token_bytes(self, i):
-            return [b"ab", b" cd", b" ef"][i]
-
-    encode = evaluate.Encoder(OneTokenPerWord())
-    assert encode("", "ab cd") == ([0, 1], 0)
-    assert encode("ab", " cd") == ([0, 1], 1)
-    assert encode("ab ", "cd") == ([0, 1], 1)  # " cd" reaches into the completion
-    assert encode("a", "b cd") == ([0, 1], 0)
-    assert encode("ab cd", "") == ([0, 1], 2)
 
 
 def test_mean_loss_counts_only_the_targets_that_count(model):
@@ -144,7 +114,7 @@ def test_every_task_agrees_with_the_official_rule(run_folder, eval_files, tmp_pa
     """The rule written out in tests/official.py: transformers' model and tokenizer, one sentence at a time."""
     official = pytest.importorskip("tests.official", reason="needs transformers and scipy")
     model, tokenizer = official.load_export(run_folder, tmp_path / "model")
-    for task in evaluate.TASKS:
+    for task in tasks.TASKS:
         if task != "toy":
             r = official.check(run_folder, eval_files, task, model, tokenizer, items=10**9)
             assert r["agreement"] == 100 and r["difference"] < 0.1, (task, r)
@@ -153,24 +123,16 @@ def test_every_task_agrees_with_the_official_rule(run_folder, eval_files, tmp_pa
 def test_all_tasks_that_are_there_are_scored_and_written(run_folder, eval_files, capsys):
     evaluate_main(run_folder, "--task=all", f"--data={eval_files}", "--untrained=2", "--reference")
     out = capsys.readouterr().out
-    names = [row["name"] for task in evaluate.TASKS if task != "toy" for row in results(run_folder, task)["scores"]]
+    names = [row["name"] for task in tasks.TASKS if task != "toy" for row in results(run_folder, task)["scores"]]
     assert len(names) == 9 and all(f"\n{name} " in out for name in names)
     assert f"mean over the zero-shot tasks {', '.join(names)}: " in out and "GPT-BERT" in out
     assert "ewok" in names and not out.startswith("not in")
-    for task in evaluate.TASKS:
+    for task in tasks.TASKS:
         if task != "toy":
             records = [json.loads(line) for line in (run_folder / f"eval-{task}.jsonl").read_text().splitlines()]
             row = results(run_folder, task)["scores"][0]
             assert row["low"] <= row["score"] <= row["high"] and len(row["untrained"]) == 2
             assert len(records) >= row["items"] and all(len(record["scores"]) >= 1 for record in records)
-
-
-def test_a_part_of_the_items_is_evenly_taken(run_folder, eval_files):
-    encode = evaluate.Encoder(data.load_tokenizer(run_folder / "tokenizer.json"))
-    records, items, digest = evaluate.read("blimp", eval_files, encode)
-    some = evaluate.read("blimp", eval_files, encode, most=len(records) // 2)
-    assert some[:2] == (records[::2], items[::2]) and some[2] != digest
-    assert {record["group"] for record in some[0]} == {record["group"] for record in records}
 
 
 def test_what_is_missing_is_named(run_folder, eval_files, tmp_path, capsys):
@@ -187,7 +149,7 @@ def test_untrained_models_are_those_of_seeds_and_are_scored_once(run_folder, eva
     evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", "--untrained=2")
     cached = results(run_folder, "blimp")["scores"][0]["untrained"]
     model, tokenizer, config = evaluate.load_run(run_folder, torch.device("cpu"))
-    records, items, _ = evaluate.read("blimp", eval_files, evaluate.Encoder(tokenizer))
+    records, items, _ = tasks.read("blimp", eval_files, tasks.Encoder(tokenizer))
     for seed in (0, 1):
         torch.manual_seed(seed)
         fresh = Transformer(model.config).eval()
@@ -215,7 +177,7 @@ def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, eval_files, 
     (other / "eval-blimp.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
     evaluate_main(run_folder, "--task", "blimp", "reading", f"--data={eval_files}", f"--compare={other}")
     compared = results(run_folder, "blimp")["scores"][0]["compared"]
-    row = evaluate.accuracy("blimp", changed)[0]
+    row = tasks.accuracy("blimp", changed)[0]
     assert compared["flipped"] == 5 and compared["score"] == pytest.approx(row.score)
     assert compared["low"] <= compared["difference"] <= compared["high"] and compared["low"] < compared["high"]
     same = results(run_folder, "reading")["scores"][0]["compared"]
@@ -232,49 +194,6 @@ def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, eval_files, 
     assert "are damaged" in capsys.readouterr().err
 
 
-def test_the_bootstrap_covers_what_a_binomial_says():
-    rng = np.random.default_rng(3)
-    records = [{"group": "g", "scores": [float(right), 0.5]} for right in rng.random(400) < 0.6]
-    row = evaluate.accuracy("blimp", records)[0]
-    low, high = evaluate.interval([row.statistic(drawn) for drawn in evaluate.draws(row.strata)])
-    sigma = 100 * (0.6 * 0.4 / 400) ** 0.5
-    assert 3.5 * sigma < high - low < 4.5 * sigma and low < row.score < high
-
-
-def test_a_scorer_without_word_order_gets_one_half_on_permutations(shared):
-    """Sums of log-probabilities of lower-case words: the pairs of 13 of BLiMP's paradigms are permutations."""
-    halves = 0
-    for file in sorted((shared / "eval" / "blimp").glob("*.jsonl")):
-        pairs = [json.loads(line) for line in file.read_text().splitlines()]
-        words = [[re.findall("[a-z']+", pair[s].lower()) for s in ("sentence_good", "sentence_bad")] for pair in pairs]
-        counts = Counter(word for good, bad in words for word in good + bad)
-        log_p = {word: math.log(count) for word, count in counts.items()}
-        scores = [[math.fsum(log_p[word] for word in side) for side in pair] for pair in words]
-        row = evaluate.accuracy("blimp", [{"group": file.stem, "scores": pair} for pair in scores])[0]
-        if all(sorted(good) == sorted(bad) for good, bad in words):
-            halves += 1
-            assert row.score == 50 and row.ties == len(pairs)
-    assert halves == 13
-
-
-def test_the_shortest_option_of_entity_tracking_is_right_more_often_than_a_guess(shared):
-    """Why a model that has learnt nothing is far above the 20 % of guessing: README."""
-    records = []
-    for file in sorted((shared / "eval" / "entity_tracking").glob("*.jsonl")):
-        for item in map(json.loads, file.read_text().splitlines()):
-            scores = [-float(len(option)) for option in item["options"]]
-            records.append({"group": f"{file.stem}_{item['numops']}", "scores": scores})
-    assert evaluate.accuracy("entity_tracking", records)[0].score == pytest.approx(33.5, abs=0.1)
-
-
-def test_real_files_are_read_in_whole(shared, run_folder):
-    encode = evaluate.Encoder(data.load_tokenizer(run_folder / "tokenizer.json"))
-    items = {"blimp": 67_000, "blimp_supplement": 5_218, "wug_adj": 200, "wug_past": 50, "reading": 1_726}
-    for task, count in items.items():
-        records, candidates, _ = evaluate.read(task, shared / "eval", encode)
-        assert len(records) == len(candidates) == count
-
-
 def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
     """evaluate.py tokenises the pairs again, train.py takes them tokenised from the prepared folder: same numbers."""
     out = tmp_path / "run"
@@ -287,53 +206,6 @@ def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
     assert row["score"] == pytest.approx(logged["toy"]) and len(row["groups"]) >= 12
     assert {uid: group["accuracy"] for uid, group in row["groups"].items()} == pytest.approx(logged["pairs"])
     assert "accuracy   items   ties" in capsys.readouterr().out
-
-
-PAIR = '{"sentence_good": "a", "sentence_bad": "b"}'
-ITEM = '{"input_prefix": "a", "numops": 0, "options": '
-WORDS = "item,word,prev_item,prev_word,Subtlex_log10,length,context_length,prev_length,RTfirstfix,RTfirstpass,RTgopast,"
-
-
-@pytest.mark.parametrize(
-    ("task", "content", "wanted"),
-    [
-        ("blimp", PAIR + '\n{"sentence_good": "a"}\n', "x.jsonl, line 2: no 'sentence_bad' there"),
-        ("blimp", PAIR + '\n{"sentence_good": "a", "sente', "x.jsonl, line 2: not a whole JSON object"),
-        (
-            "blimp",
-            PAIR + '\n{"sentence_good": "a", "sentence_bad": 3}',
-            "line 2: no 'sentence_bad' there, or not a str",
-        ),
-        ("blimp", PAIR + "\n\n" + PAIR, "line 2: not a whole JSON object"),
-        ("blimp", "[1]", "line 1: no 'sentence_good' there"),
-        ("blimp", "", "empty"),
-        ("blimp", None, "no *.jsonl in it or in its folder blimp"),
-        ("blimp_supplement", b'{"sentence_good": "\xff"}', "line 1: 'utf-8' codec can't decode"),
-        ("ewok", '{"Domain": "d", "Context1": "a", "Target1": "b"}', "line 1: no 'Target2' there"),
-        ("comps", '{"prefix_acceptable": "a", "prefix_unacceptable": "b"}', "line 1: no 'property_phrase' there"),
-        ("entity_tracking", ITEM + '["b"]}', "line 1: 'options' must be two or more strings"),
-        ("entity_tracking", ITEM + '["b", 2]}', "line 1: 'options' must be two or more strings"),
-        ("wug_adj", '{"sentences": "a", "ratio": 1}', "line 1: 'sentences' must be two or more"),
-        ("wug_past", '{"sentences": "a\\tb", "ratio": "1"}', "line 1: no 'ratio' there, or not"),
-        ("reading", None, "no reading_data.csv in it or in its folder reading"),
-        ("reading", WORDS + "\n", "empty"),
-        ("reading", "item,word\na,b\n", "line 2: no 'prev_item' there"),
-        (
-            "reading",
-            WORDS + "RTrightbound,self_paced_reading_time\na,b,,,1,1,x,1,1,1,1,1,1\n",
-            "line 2: could not convert",
-        ),
-        ("reading", WORDS + "RTrightbound,self_paced_reading_time\na,b,,,1\n", "line 2: fewer fields"),
-    ],
-)
-def test_bad_files_are_named_with_their_line(run_folder, tmp_path, capsys, task, content, wanted):
-    if content is not None:
-        file = tmp_path / ("reading_data.csv" if task == "reading" else "x.jsonl")
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(SystemExit) as stopped:
-        evaluate_main(run_folder, f"--task={task}", f"--data={tmp_path}")
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2 and err.count("\n") == 1 and wanted in err
 
 
 @pytest.mark.parametrize(
@@ -397,6 +269,14 @@ def test_wrong_flags_are_one_line(flag):
     program = "evaluate.py" if "task" in flag else "sample.py"
     done = subprocess.run([sys.executable, program, "out/x", flag], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and flag.split("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize("words", ["evaluate.py out/x --task=nonsense", "sample.py out/x --top-k=0"])
+def test_wrong_flags_are_said_before_the_slow_import_of_torch(words):
+    command = [sys.executable, "-X", "importtime", *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 2 and "argparse" in imported and "torch" not in imported
 
 
 def test_tokenizer_of_a_run_decodes_what_it_encodes(run_folder):

@@ -1,0 +1,322 @@
+"""BabyLM's tasks: what their files hold, and what score comes of the log-probabilities.
+
+A task is an entry in TASKS: a reader, which makes candidates of a line of a file; a scorer, which makes rows of the
+table of the candidates' log-probabilities; and where the files are. A new task is a reader and an entry. The rules are
+those of the official pipeline (babylm/evaluation-pipeline-2025), but a tie counts one half, where the pipeline takes
+the first candidate. Nothing here knows of models.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import data
+import toy
+
+# --- Candidates -------------------------------------------------------------------------------------------------------
+
+# The token ids of prefix + completion, and the place of the first one that counts.
+Candidate = tuple[list[int], int]
+
+
+class Encoder:
+    """Texts to candidates, by a run's tokenizer."""
+
+    def __init__(self, tokenizer: "tiktoken.Encoding"):  # noqa: F821
+        self.tokenizer, self.encode = tokenizer, tokenizer.encode_ordinary
+        self.n_bytes = np.array([len(tokenizer.decode_single_token_bytes(i)) for i in range(tokenizer.n_vocab)])
+
+    def __call__(self, prefix: str, completion: str) -> Candidate:
+        """A completion after a prefix. A token counts when it overlaps the completion's characters."""
+        ids = self.encode(prefix + completion)
+        ends = np.cumsum(self.n_bytes[ids])
+        return ids, int(np.searchsorted(ends, len(prefix.encode()), side="right")) if prefix else 0
+
+    def word(self, context: str, word: str) -> list[Candidate]:
+        """A word after a context as the official reading task takes it: without a space between, and token by token,
+        each after the text up to there, decoded and encoded again."""
+        pieces = []
+        for token in self.encode(word):
+            ids, piece = self.encode(context), self.tokenizer.decode([token])
+            pieces.append(([*ids, self.encode(piece)[0]], len(ids)))
+            context += piece
+        return pieces
+
+
+# --- Readers: from a line of a file to candidates ---------------------------------------------------------------------
+
+
+# A reader takes a line of a file, that file's name and an Encoder. It returns the group that the line's accuracy is
+# counted in, or the human ratio that it is compared to, and the candidates, the right one first.
+
+
+def field(record: dict, name: str, kind: type = str):
+    """A field of a record; ValueError if it is missing or something else."""
+    if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+        raise ValueError(f"no {name!r} there, or not a {getattr(kind, '__name__', 'number')}")
+    return record[name]
+
+
+def minimal_pair(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """BLiMP and its supplement: the whole sentences."""
+    candidates = [encode("", field(record, name)) for name in ("sentence_good", "sentence_bad")]
+    return {"group": record.get("UID", file)}, candidates
+
+
+def ewok(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """Two targets after the first context."""
+    context = field(record, "Context1")
+    candidates = [encode(context, " " + field(record, name)) for name in ("Target1", "Target2")]
+    return {"group": field(record, "Domain")}, candidates
+
+
+def entity_tracking(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """Options after a story; groups are of a file and a number of operations."""
+    prefix, options = field(record, "input_prefix"), field(record, "options", list)
+    if len(options) < 2 or not all(isinstance(option, str) for option in options):
+        raise ValueError("'options' must be two or more strings")
+    return {"group": f"{file}_{field(record, 'numops', int)}_ops"}, [encode(prefix, option) for option in options]
+
+
+def comps(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """A property after two concepts."""
+    phrase = field(record, "property_phrase")
+    prefixes = [field(record, name) for name in ("prefix_acceptable", "prefix_unacceptable")]
+    return {"group": file}, [encode(prefix + " ", phrase) for prefix in prefixes]
+
+
+def wug(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """Sentences with derived forms of a made-up word, and how many people took the first."""
+    sentences = field(record, "sentences").split("\t")
+    if len(sentences) < 2:
+        raise ValueError("'sentences' must be two or more, with a tab between")
+    return {"ratio": float(field(record, "ratio", int | float))}, [encode("", sentence) for sentence in sentences]
+
+
+# Columns of the reading task's file.
+CONTROLS = ("Subtlex_log10", "length", "context_length")
+EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")
+SELF_PACED = "self_paced_reading_time"
+
+
+def reading(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """The pieces of the word and of the one before it. The pipeline takes the word None for a missing context."""
+    if None in record.values():
+        raise ValueError("fewer fields than in the header")
+    word = encode.word(record["item"] or "None", record["word"])
+    known = record["prev_item"] not in ("", "None")
+    previous = encode.word(record["prev_item"], record["prev_word"]) if known else []
+    numbers = {name: float(record[name] or "nan") for name in (*CONTROLS, "prev_length", *EYE_TRACKING, SELF_PACED)}
+    return {"pieces": len(word), **numbers}, word + previous
+
+
+# --- Scorers: from log-probabilities to a score -----------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One row of the table: a score that can be worked out on any draw of the items, for the bootstrap."""
+
+    name: str
+    statistic: Callable[[np.ndarray], float]  # items (indices) -> score
+    strata: np.ndarray  # (N,) which items are drawn among each other
+    decisions: np.ndarray  # (N,) which candidate was chosen; empty where nothing is
+    ties: int = 0
+    groups: dict | None = None  # score, items, ties of each paradigm, domain, ...
+
+    @property
+    def score(self) -> float:
+        return self.statistic(np.arange(len(self.strata)))
+
+
+def accuracy(task: str, records: list[dict]) -> list[Row]:
+    """How often the first candidate has the largest sum, percent, as the mean over groups. Of m candidates that tie
+    for the largest, the first counts 1/m."""
+    credits = np.array([(s[0] == max(s)) / s.count(max(s)) for s in (record["scores"] for record in records)])
+    tied = np.array([0 < credit < 1 for credit in credits])
+    names, group = np.unique([record["group"] for record in records], return_inverse=True)
+    sizes = np.bincount(group)
+
+    def statistic(some: np.ndarray) -> float:
+        return 100 * float(np.mean(np.bincount(group[some], credits[some]) / sizes))
+
+    parts = [np.flatnonzero(group == i) for i in range(len(names))]
+    groups = {
+        str(name): {"accuracy": 100 * float(credits[part].mean()), "items": len(part), "ties": int(tied[part].sum())}
+        for name, part in zip(names, parts, strict=True)
+    }
+    return [Row(task, statistic, group, decisions(records), int(tied.sum()), groups)]
+
+
+def correlation(task: str, records: list[dict]) -> list[Row]:
+    """Spearman's correlation x 100 of the human ratio with the softmax probability of the first candidate."""
+    from scipy.stats import spearmanr
+
+    scores = [np.array(record["scores"], dtype=np.float32) for record in records]  # as there: with ties near 1
+    odds = [np.exp(s - s.max()) for s in scores]
+    first = np.array([some[0] / some.sum() for some in odds])
+    ratio = np.array([record["ratio"] for record in records])
+
+    def statistic(some: np.ndarray) -> float:
+        varied = np.ptp(first[some]) > 0 and np.ptp(ratio[some]) > 0
+        return 100 * float(spearmanr(first[some], ratio[some])[0]) if varied else 0.0
+
+    ties = sum(record["scores"].count(max(record["scores"])) > 1 for record in records)
+    return [Row(task, statistic, np.zeros(len(records), int), decisions(records), ties)]
+
+
+def decisions(records: list[dict]) -> np.ndarray:
+    """Which candidate is the most probable, the first of several."""
+    return np.array([int(np.argmax(record["scores"])) for record in records])
+
+
+def explained(controls: list[np.ndarray], surprisal: np.ndarray, measures: np.ndarray) -> float:
+    """What surprisal adds to a regression of reading times on controls and their products of two, percent of the
+    variance that these leave unexplained. Controls and surprisal (N,), measures (N, M), the mean over which is taken.
+    """
+    products = [a * b for i, a in enumerate(controls) for b in controls[:i]]
+    left = []
+    for columns in ([*controls, *products], [*controls, *products, surprisal]):
+        X = np.column_stack(columns)
+        X = np.column_stack([np.ones(len(X)), (X - X.mean(axis=0)) / X.std(axis=0)])  # the scale changes no fit
+        left.append(((measures - X @ np.linalg.lstsq(X, measures, rcond=None)[0]) ** 2).sum(axis=0))
+    return 100 * float(np.mean(1 - left[1] / left[0]))
+
+
+def reading_times(task: str, records: list[dict]) -> list[Row]:
+    """Two rows: eye tracking; and self-paced reading, with the word before among the controls."""
+    columns = {name: np.array([record[name] for record in records]) for name in (*CONTROLS, "prev_length")}
+    surprisal = -np.array([sum(record["scores"][: record["pieces"]]) for record in records])
+    previous = [record["scores"][record["pieces"] :] for record in records]
+    previous = np.array([-sum(scores) if scores else math.nan for scores in previous])
+    eye = [columns[name] for name in CONTROLS]
+
+    def row(name: str, controls: list[np.ndarray], measures: tuple[str, ...]) -> Row:
+        y = np.array([[record[measure] for measure in measures] for record in records])
+        whole = np.isfinite(np.column_stack([*controls, y])).all(axis=1)  # rows that lack a number do not count
+        controls, s, y = [control[whole] for control in controls], surprisal[whole], y[whole]
+
+        def statistic(some: np.ndarray) -> float:
+            return explained([control[some] for control in controls], s[some], y[some])
+
+        return Row(name, statistic, np.zeros(len(y), int), np.array([]))
+
+    return [
+        row("reading_eye_tracking", eye, EYE_TRACKING),
+        row("reading_self_paced", [*eye, columns["prev_length"], previous], (SELF_PACED,)),
+    ]
+
+
+# --- The tasks --------------------------------------------------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """A reader, a scorer, where the files are, and the package that the scorer needs."""
+
+    read: Callable  # a line of a file -> what is known of the item, and its candidates
+    rows: Callable  # records with their scores -> rows of the table
+    folders: tuple[str, ...] = ()  # in --data; none: built in
+    files: str = "*.jsonl"  # JSON lines, or CSV with a header
+    needs: str = ""
+
+
+TASKS = {
+    "toy": Task(minimal_pair, accuracy),
+    "blimp": Task(minimal_pair, accuracy, ("blimp", "blimp_filtered")),
+    "blimp_supplement": Task(minimal_pair, accuracy, ("blimp_supplement", "supplement_filtered")),
+    "ewok": Task(ewok, accuracy, ("ewok", "ewok_filtered")),
+    "entity_tracking": Task(entity_tracking, accuracy, ("entity_tracking",)),
+    "comps": Task(comps, accuracy, ("comps",)),
+    "wug_adj": Task(wug, correlation, ("wug_adj_nominalization",), needs="scipy"),
+    "wug_past": Task(wug, correlation, ("wug_past_tense",), needs="scipy"),
+    "reading": Task(reading, reading_times, ("reading",), files="reading_data.csv"),
+}
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def find_folder(task: str, folder: Path) -> Path | None:
+    """The folder of a task in --data, or None."""
+    return next((folder / name for name in TASKS[task].folders if (folder / name).is_dir()), None)
+
+
+def task_files(task: str, folder: Path | None) -> dict[Path, bytes]:
+    """A task's files and what is in them. Raises DataError if there are none."""
+    if task == "toy":
+        pairs = (pair | {"UID": uid} for uid, some in toy.minimal_pairs().items() for pair in some)
+        return {Path("toy"): "\n".join(map(json.dumps, pairs)).encode()}
+    pattern = TASKS[task].files
+    files = sorted((find_folder(task, folder) or folder).glob(pattern))
+    if not files:
+        raise data.DataError(f"--data={folder}: no {pattern} in it or in its folder {TASKS[task].folders[0]}")
+    return {file: file.read_bytes() for file in files}
+
+
+def read_file(task: str, file: Path, content: bytes, encode: Encoder) -> Iterator[tuple[dict, list[Candidate]]]:
+    """What the task's reader makes of each line. Raises DataError naming file and line."""
+    is_csv, wanted = file.suffix == ".csv", f"wanted is a file of the task {task}"
+    line = first = 2 if is_csv else 1  # a CSV file has a header
+    try:
+        text = content.decode()
+        for parsed in csv.DictReader(io.StringIO(text)) if is_csv else map(json.loads, text.splitlines()):
+            yield TASKS[task].read(parsed, file.stem, encode)
+            line += 1
+    except json.JSONDecodeError:
+        raise data.DataError(f"{file}, line {line}: not a whole JSON object") from None
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        what = f"no {error} there" if isinstance(error, KeyError) else error
+        raise data.DataError(f"{file}, line {line}: {what}; {wanted}") from None
+    if line == first:
+        raise data.DataError(f"{file}: empty; {wanted}")
+
+
+def read(
+    task: str, folder: Path | None, encode: Encoder, most: int | None = None
+) -> tuple[list[dict], list[list[Candidate]], str]:
+    """Records and candidates of a task's items, about `most` of them evenly taken, and a digest of what was read.
+
+    Raises DataError: for a wrong file, naming it and the line, or a missing package.
+    """
+    needs = TASKS[task].needs
+    if needs and find_spec(needs) is None:
+        raise data.DataError(f"--task: {task} needs {needs}; pip install {needs}")
+    records, items, digest = [], [], hashlib.blake2b(digest_size=8)
+    for file, content in task_files(task, folder).items():
+        digest.update(content)
+        for record, candidates in read_file(task, file, content, encode):
+            records.append(record)
+            items.append(candidates)
+    step = max(1, len(items) // (most or len(items)))
+    return records[::step], items[::step], digest.hexdigest() + (f"/{step}" if step > 1 else "")
+
+
+# --- The bootstrap ----------------------------------------------------------------------------------------------------
+
+
+DRAWS = 1000  # of the bootstrap
+
+
+def draws(strata: np.ndarray) -> Iterator[np.ndarray]:
+    """The bootstrap: as many items as there are, drawn with replacement within each stratum, again and again."""
+    rng = np.random.default_rng(0)
+    order = np.argsort(strata, kind="stable")
+    sizes = np.bincount(strata)
+    first, size = np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(sizes, sizes)
+    for _ in range(DRAWS):
+        yield order[first + (rng.random(len(order)) * size).astype(int)]
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """The middle 95 %."""
+    low, high = np.percentile(values, (2.5, 97.5))
+    return float(low), float(high)
