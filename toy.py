@@ -7,19 +7,15 @@ stories in the format of the BabyLM suite's entity tracking. None of their sente
 
 Text is lower case, and punctuation is set off by spaces, so that a word is always written the same way.
 
-    python toy.py               a few lines of each stage, and a few pairs
-    python toy.py --sample      thirty lines of each stage
-    python toy.py --calibrate   how n-gram, untrained and trained models score on each paradigm: chance is 50
+    python toy.py            a few lines of each stage, and a few pairs
+    python toy.py --sample   thirty lines of each stage
 """
 
 import argparse
 import functools
 import itertools
 import math
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
@@ -627,108 +623,6 @@ def held_out() -> frozenset[str]:
     return frozenset(pairs | {item["input_prefix"].partition(" now ")[0] for item in entity_items()})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Calibration: what can be had from neighboring words alone, by chance, and by learning.
-
-
-def count_ngrams(lines: list[str], order: int) -> Counter:
-    """Counts of all n-grams up to the order, over lines between two "<s>"; the first "<s>" is context only."""
-    counts: Counter = Counter()
-    for line in lines:
-        words = ["<s>", *line.split(), "<s>"]
-        for n in range(1, order + 1):
-            counts.update(tuple(words[i - n : i]) for i in range(max(n, 2), len(words) + 1))
-    return counts
-
-
-def log_probability(sentence: str, counts: Counter, order: int, total: int) -> float:
-    """Nats of a sentence and its end, with backing off: p(w | h) = (c(h w) + p(w | shorter h)) / (c(h) + 1).
-
-    total is the number of words that were counted.
-    """
-    words = ["<s>", *sentence.split(), "<s>"]
-    nats = 0.0
-    for i in range(1, len(words)):
-        p = (counts[(words[i],)] + 1) / (total + len(counts))
-        for n in range(2, min(order, i + 1) + 1):
-            history = tuple(words[i - n + 1 : i])
-            p = (counts[(*history, words[i])] + p) / (counts[history] + 1)
-        nats += math.log(p)
-    return nats
-
-
-def accuracy(pairs: list[dict], score: Callable[[str], float]) -> float:
-    """Per cent of the pairs in which the good sentence scores higher; a tie (to a billionth) counts one half."""
-    gaps = [score(pair["sentence_good"]) - score(pair["sentence_bad"]) for pair in pairs]
-    return 100 * sum(0.5 if abs(gap) < 1e-9 else float(gap > 0) for gap in gaps) / len(gaps)
-
-
-def ngram_scores(lines: list[str], order: int) -> dict[str, float]:
-    """UID -> accuracy, in per cent, of the n-gram model of the lines."""
-    counts = count_ngrams(lines, order)
-    total = sum(count for gram, count in counts.items() if len(gram) == 1)
-    return {
-        uid: accuracy(pairs, lambda sentence: log_probability(sentence, counts, order, total))
-        for uid, pairs in minimal_pairs().items()
-    }
-
-
-def model_scores(seeds: int = 5, trained: int = 3) -> dict[str, list[dict[str, float]]]:
-    """UID -> accuracy of untrained models, and of `--mode=random` at default settings after a quarter and all of it.
-
-    The trainings (a few minutes each) are kept in out/regimes, where tools.compare looks for the same ones.
-    """
-    # This file knows nothing of models; only here, where it is tried out on some, they are imported.
-    import dataclasses
-    import json
-    import subprocess
-
-    import torch
-
-    import data
-    import evaluate
-    import model
-
-    corpus = data.open_prepared(data.prepare("toy", Path("data/cache"), propose=model.PRESETS["tiny"].vocab_size))
-    config = dataclasses.replace(model.PRESETS["tiny"], vocab_size=corpus.vocab_size)
-    scores: dict[str, list[dict[str, float]]] = {"untrained": [], "quarter": [], "random": []}
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        result = evaluate.score_pairs(model.Transformer(config), corpus.pairs, corpus.eot)
-        scores["untrained"].append({uid: score["accuracy"] for uid, score in result.items()})
-    for seed in range(trained):
-        out = Path("out/regimes") / f"random-s{seed}"
-        flags = ["--mode=random", f"--seed={seed}", "--resume", f"--out={out}"]
-        subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("train.py")), *flags], check=True, stdout=subprocess.DEVNULL
-        )
-        records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        evaluations = [record for record in records if "val_loss" in record]
-        quarter = min(evaluations, key=lambda record: abs(record["update"] - evaluations[-1]["update"] / 4))
-        scores["quarter"].append(quarter["pairs"])
-        scores["random"].append(evaluations[-1]["pairs"])
-    return scores
-
-
-def print_calibration() -> None:
-    """How hard the pairs are: n-gram, untrained and trained models."""
-    lines = [line for scene in documents() for line in scene]
-    table = {name: [ngram_scores(lines, order)] for order, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
-    table |= model_scores()
-    for column in table.values():  # the mean over the paradigms, seed by seed
-        for scores in column:
-            scores["mean"] = sum(scores.values()) / len(scores)
-    print(f"{'paradigm':34}{'unigram':>9}{'bigram':>9}{'trigram':>9}{'untrained (5 seeds)':>23}"
-          f"{'random, a quarter':>23}{'random (3 seeds)':>23}")  # fmt: skip
-    for uid in (*minimal_pairs(), "mean"):
-        row = f"{uid:34}"
-        for column in table.values():
-            values = [scores[uid] for scores in column]
-            mean = sum(values) / len(values)
-            row += f"{mean:9.1f}" if len(values) == 1 else f"{mean:9.1f} ({min(values):4.1f}-{max(values):5.1f})"
-        print(row)
-
-
 def print_lines(n: int) -> None:
     for stage, name in enumerate(STAGES):
         print(f"\n{stage + 1}. {name}\n")
@@ -748,17 +642,10 @@ def print_pairs() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
+    parser.add_argument(
         "--sample", action="store_true", help="print thirty lines of each stage (default: four, and pairs)"
     )
-    what.add_argument(
-        "--calibrate", action="store_true", help="print scores of n-gram, untrained and trained models (default: off)"
-    )
-    args = parser.parse_args()
-    if args.calibrate:
-        print_calibration()
-    elif args.sample:
+    if parser.parse_args().sample:
         print_lines(30)
     else:
         print_lines(4)

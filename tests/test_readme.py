@@ -22,7 +22,7 @@ COMMANDS = re.findall(r"^    (\S.*)$", README, flags=re.MULTILINE)
 PROGRAMS = re.findall(r"^    ((?:python|torchrun) .*)$", TEXT, flags=re.MULTILINE)
 # What needs a GPU, a network, other data or many minutes is parsed and not run.
 LONG = ("babylm-", "117m", "../shared", "tools.compare", "tools.bench", "experiments.", "tests/chaos", "tests.official",
-        "--calibrate", "torchrun", "make test", "e5-gpu.sh")  # fmt: skip
+        "tools.calibrate", "torchrun", "make test", "e5-gpu.sh")  # fmt: skip
 
 
 def words_of(command: str) -> list[str]:
@@ -108,7 +108,8 @@ def test_every_command_is_understood_by_its_program(command, parser_of):
 
 ARGUMENTS = {"evaluate.py": "run", "sample.py": "run", "tools.plot": "run", "tools.compare": "grid.toml",
              "tools.export": "run folder", "tests.official": "run folder", "experiments.e5": "prepare ."}  # fmt: skip
-OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "experiments.e2"]
+OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "tools.calibrate",
+          "experiments.e2"]  # fmt: skip
 
 
 @pytest.mark.parametrize("program", [*ARGUMENTS, *OTHERS])

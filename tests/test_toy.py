@@ -10,6 +10,7 @@ import time
 import pytest
 
 import toy
+from tools import calibrate
 
 BLIMP_FIELDS = {
     "sentence_good", "sentence_bad", "field", "linguistics_term", "UID", "pairID",
@@ -124,7 +125,7 @@ def test_a_scorer_of_single_words_gets_exactly_half(pairs):
     r = random.Random(0)
     weight = {word: r.gauss(0, 1) for text in sentences(pairs) for word in text.split()}
     for rows in pairs.values():
-        assert toy.accuracy(rows, lambda text: sum(weight[word] for word in text.split())) == 50
+        assert calibrate.accuracy(rows, lambda text: sum(weight[word] for word in text.split())) == 50
 
 
 def test_what_is_good_in_one_pair_is_bad_in_its_twin(pairs):
@@ -140,10 +141,10 @@ def changes(pair, before, after):
 
 def test_ngram_models_fail_most_paradigms_and_pass_the_local_ones(lines):
     for order in (2, 3):
-        scores = toy.ngram_scores(lines, order)
+        scores = calibrate.ngram_scores(lines, order)
         assert sum(score <= 65 for score in scores.values()) >= 0.75 * len(scores)
         assert scores["determiner_noun"] > 90  # the calibration itself works: this one is a matter of two neighbours
-    assert set(toy.ngram_scores(lines[:200], 1).values()) == {50}
+    assert set(calibrate.ngram_scores(lines[:200], 1).values()) == {50}
 
 
 def replay(story):

@@ -105,7 +105,7 @@ GO_ON = "train.py --cache=CACHE --resume --max-updates=9 "
         ("sample.py nowhere", 2, "no run there"),
         ("sample.py run --device=cuda:9", 2, "--device=cuda:9"),
         ("toy.py --smaple", 2, "--smaple"),
-        ("toy.py --sample --calibrate", 2, "not allowed with"),
+        ("tools/calibrate.py --seeds=5", 2, "unrecognized arguments: --seeds=5"),
         ("data.py --vocab-size=1", 2, "--vocab-size=1"),
         ("data.py --val-share=1", 2, "--val-share"),
         ("data.py --data=nowhere", 2, "no corpus"),
