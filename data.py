@@ -22,17 +22,14 @@ import argparse
 import base64
 import gzip
 import hashlib
-import http.client
+import importlib.util
 import json
 import os
 import re
 import secrets
 import shutil
-import ssl
 import stat
 import sys
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from array import array
@@ -537,56 +534,39 @@ def say(line: str, quiet: bool) -> None:
 def fetch(name: str, cache: Path, quiet: bool) -> Path:
     """The folder with the text of a published corpus: found in the cache, unpacked from a zip there, or downloaded.
 
-    Raises DataError, saying what to fetch by hand and where to put it, if the download fails.
+    A zip in the cache that is not the published one is downloaded again.
+    Raises DataError, saying what to fetch by hand and where to put it, if that fails.
     """
     url, zip_name, md5 = DOWNLOADS[name]
     folder, archive = cache / "download" / name, cache / "download" / zip_name
     if folder.is_dir():
         return folder
-    by_hand = f"fetch {url} by hand (page: {DOWNLOAD_PAGE}) and put it at {archive}, or its *.train files into {folder}"
-    part = archive.with_name(f".{zip_name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    if importlib.util.find_spec("pooch") is None:
+        raise DataError(f"--data={name}: pooch, which downloads it, is missing: pip install pooch")
     try:
-        if archive.exists():
-            check_md5(archive, md5)
-        else:
-            archive.parent.mkdir(parents=True, exist_ok=True)
-            download(url, part, quiet)
-            check_md5(part, md5)
-            part.replace(archive)
+        download(url, archive, md5, quiet)
+        unpack(archive, folder)
     except DataError as error:
+        page = f"page: {DOWNLOAD_PAGE}" + (f", md5: {md5}" if md5 else "")
+        by_hand = f"fetch {url} by hand ({page}) and put it at {archive}, or its *.train files into {folder}"
         raise DataError(f"--data={name}: {error}; {by_hand}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    unpack(archive, folder)
     return folder
 
 
-def download(url: str, path: Path, quiet: bool) -> None:
-    """Download to `path`. Raises DataError if the server cannot be reached, answers with an error or cuts off."""
-    request = urllib.request.Request(url, headers={"User-Agent": "python-urllib"})
+def download(url: str, archive: Path, md5: str | None, quiet: bool) -> None:
+    """Download to `archive` unless it is there. Raises DataError if it cannot be had whole, or is another file."""
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel("WARNING")
+    bar = not quiet and sys.stderr.isatty()
+    downloader = pooch.HTTPDownloader(progressbar=bar, timeout=DOWNLOAD_TIMEOUT)
     try:
-        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT) as response, open(path, "wb") as out:
-            announced = response.headers.get("Content-Length", "")
-            total = int(announced) if announced.isdigit() else None
-            with progress("download", total, quiet) as bar:
-                while chunk := response.read(1 << 16):
-                    out.write(chunk)
-                    bar.update(len(chunk))
-                    if out.tell() > MAX_UNPACKED:
-                        raise DataError(f"{url} sends more than {MAX_UNPACKED} bytes")
-            if total is not None and out.tell() != total:
-                raise DataError(f"{url} was cut off after {out.tell()} of {total} bytes")
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+        pooch.retrieve(url, md5 and f"md5:{md5}", archive.name, archive.parent, downloader=downloader)
+    except requests.RequestException as error:
         raise DataError(f"{url} cannot be had ({one_line(error)})") from None
-
-
-def check_md5(path: Path, md5: str | None) -> None:
-    if md5 is None:
-        return
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise DataError(f"{path} is not the published file (md5 {found}, {path.stat().st_size} bytes; not md5 {md5})")
+    except ValueError:  # pooch compared the md5
+        raise DataError(f"{url} sent something else than the published file") from None
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -596,32 +576,37 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as source:
-            members: dict[str, zipfile.ZipInfo] = {}
-            for info in source.infolist():
-                parts = info.filename.replace("\\", "/").split("/")
-                if not parts[0] or ".." in parts or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
-                    raise DataError(f"{archive} holds {info.filename!r}, a link or a way out: refused; delete it")
-                # __MACOSX holds Apple's file attributes under the names of the files.
-                if parts[0] == "__MACOSX" or not parts[-1].lower().endswith((".txt", ".train")):
-                    continue
-                if parts[-1].lower() in map(str.lower, members):
-                    raise DataError(f"{archive} holds two files named {parts[-1]}: refused")
-                members[parts[-1]] = info
-            if not members:
-                raise DataError(f"{archive} holds no *.train or *.txt file")
-            room = MAX_UNPACKED
+            members = text_members(source)
             with new_folder(folder) as work:
                 for name, info in members.items():
-                    with source.open(info) as member, open(work / name, "wb") as out:
-                        while chunk := member.read(1 << 20):
-                            room -= len(chunk)
-                            if room < 0:
-                                raise DataError(f"{archive} unpacks to more than {MAX_UNPACKED} bytes: refused")
-                            out.write(chunk)
-    except (DataError, OSError):
+                    info.filename = name
+                    source.extract(info, work)
+    except DataError as error:
+        raise DataError(f"{archive} {error}: refused; delete it") from None
+    except OSError:
         raise
     except Exception as error:  # zipfile raises a dozen kinds for a damaged archive
-        raise DataError(f"{archive} is no whole zip ({one_line(error)}); delete it and fetch it again") from None
+        raise DataError(f"{archive} is no whole zip ({one_line(error)}); delete it") from None
+
+
+def text_members(source: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The *.txt and *.train members of a zip by base name. DataError if one of its members is not to be trusted."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in source.infolist():
+        parts = info.filename.replace("\\", "/").split("/")
+        if not parts[0] or ".." in parts or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
+            raise DataError(f"holds {info.filename!r}, a link or a way out")
+        # __MACOSX holds Apple's file attributes under the names of the files.
+        if parts[0] == "__MACOSX" or not parts[-1].lower().endswith((".txt", ".train")):
+            continue
+        if parts[-1].lower() in map(str.lower, members):
+            raise DataError(f"holds two files named {parts[-1]}")
+        members[parts[-1]] = info
+    if not members:
+        raise DataError("holds no *.train or *.txt file")
+    if sum(info.file_size for info in members.values()) > MAX_UNPACKED:  # zipfile unpacks no more than file_size says
+        raise DataError(f"unpacks to more than {MAX_UNPACKED} bytes")
+    return members
 
 
 # ---------------------------------------------------------------------------------------------- command line

@@ -497,8 +497,7 @@ def server(monkeypatch):
             monkeypatch.setitem(data.DOWNLOADS, "babylm-10m", (url, "train_10M.zip", md5))
             return local.answer
 
-        for variable in ("http_proxy", "HTTP_PROXY"):
-            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
         answer.url = url
         yield answer
         local.shutdown()
@@ -522,26 +521,45 @@ def test_what_was_fetched_by_hand_is_used(tmp_path, server):
     assert "requests" not in answer
 
 
+def test_a_zip_that_is_not_the_published_one_is_downloaded_again(tmp_path, server):
+    server(GOOD, hashlib.md5(GOOD).hexdigest())
+    write(tmp_path / "download/train_10M.zip", GOOD[:-30])
+    assert texts(open_prepared(prepare("babylm-10m", tmp_path, propose=257, quiet=True))) == ["yes .", "*MOT:\tlook ."]
+
+
+def test_without_pooch_only_a_download_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    assert refused("babylm-10m", tmp_path).endswith("pip install pooch")
+    write(tmp_path / "download/babylm-10m/bnc.train", "yes .\n")
+    assert prepare("babylm-10m", tmp_path, propose=257, quiet=True)
+
+
+PAGE = b"<html>Please come back later</html>"
+MD5 = hashlib.md5(GOOD).hexdigest()
+
+
 @pytest.mark.parametrize(
-    "how, why",
+    "how, why, left",
     [
-        (dict(body=b"gone", status=404), "404"),
-        (dict(body=GOOD[:100], announce=len(GOOD)), "cut off after 100 of"),
-        (dict(body=GOOD, announce=len(GOOD) - 30, md5=hashlib.md5(GOOD).hexdigest()), "not the published file"),
-        (dict(body=GOOD[:-30], length=False, md5=hashlib.md5(GOOD).hexdigest()), "not the published file"),
-        (dict(body=GOOD[:100], announce=len(GOOD), wait=3), "timed out"),
-        (dict(body=GOOD, length=False, limit=100), "more than 100 bytes"),
+        (dict(body=b"gone", status=404), "404", False),
+        (dict(body=GOOD[:100], announce=len(GOOD)), "100 bytes read", False),
+        (dict(body=GOOD[:100], announce=len(GOOD), wait=3), "timed out", False),
+        (dict(body=GOOD, announce=len(GOOD) - 30, md5=MD5), "else than the published file", False),
+        (dict(body=GOOD[:-30], length=False, md5=MD5), "else than the published file", False),
+        (dict(body=PAGE, md5=MD5), "else than the published file", False),
+        (dict(body=GOOD[:-30], length=False), "no whole zip", True),
+        (dict(body=PAGE), "no whole zip", True),
     ],
 )
-def test_a_failed_download_says_what_to_fetch_by_hand_and_leaves_nothing(tmp_path, server, monkeypatch, how, why):
+def test_a_failed_download_says_what_to_fetch_by_hand(tmp_path, server, monkeypatch, how, why, left):
     monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT", 0.5)
-    monkeypatch.setattr(data, "MAX_UNPACKED", how.pop("limit", 1 << 20))
     server(**how)
     message = refused("babylm-10m", tmp_path)
+    zip_file = tmp_path / "download/train_10M.zip"
     assert why in message
-    for hint in (server.url, "https://osf.io/ad7qg", str(tmp_path / "download/train_10M.zip")):
+    for hint in (server.url, "https://osf.io/ad7qg", str(zip_file), how.get("md5", "")):
         assert hint in message
-    assert not list((tmp_path / "download").iterdir())
+    assert list((tmp_path / "download").iterdir()) == ([zip_file] if left else [])
 
 
 def test_no_server_is_one_line(tmp_path, monkeypatch):
@@ -561,6 +579,7 @@ def test_no_server_is_one_line(tmp_path, monkeypatch):
         ([("a/one.train", "x", REG), ("b/ONE.train", "y", REG)], "two files"),
         ([("a/README.md", "x", REG)], "no *.train"),
         ([("a/bomb.train", "x" * 5000, REG)], "more than 1000 bytes"),
+        ([("a/half.train", "x" * 500, REG), ("a/bomb.train", "x" * 501, REG)], "more than 1000 bytes"),
     ],
 )
 def test_an_evil_archive_is_refused_and_writes_nothing(tmp_path, server, monkeypatch, members, why):
@@ -572,6 +591,14 @@ def test_an_evil_archive_is_refused_and_writes_nothing(tmp_path, server, monkeyp
         "cache/download",
         "cache/download/train_10M.zip",
     ]
+
+
+def test_a_zip_unpacks_to_no_more_than_it_says(tmp_path, server):
+    packed = archive([("a/bomb.train", "x" * 50_000_000, REG)])
+    at = packed.index(b"PK\x01\x02") + 24  # the size, in the table at the end
+    server(packed[:at] + (500).to_bytes(4, "little") + packed[at + 4 :])
+    assert "no whole zip (Bad CRC-32" in refused("babylm-10m", tmp_path)  # of the 500 bytes: more were not unpacked
+    assert not (tmp_path / "download/babylm-10m").exists()
 
 
 def test_a_damaged_archive_is_named(tmp_path, server):
