@@ -1,16 +1,17 @@
-"""From a corpus to a prepared folder: tokens, line and document boundaries, validation split, tokenizer.
+"""From a corpus to a prepared folder: tokens, boundaries of lines and documents, what is held out, the tokenizer.
 
     python data.py --data=toy
+    python train.py --data=FOLDER        # the folder that data.py names
 
 A *line* is an utterance, a sentence or a paragraph: the unit that curriculum.py orders. Files are split at "\\n" alone.
-An empty line, or the end of a file, ends a *document*: the unit that is held out for validation. A prepared folder has
+An empty line, or the end of a file, ends a *document*: the unit that is held out. A prepared folder has
 
-    tokens.bin      uint16: every line in corpus order, each followed by the end-of-text token
+    tokens.bin      uint16: every line in the order of the corpus, each followed by the end-of-text token
     index.npz       line_start int64 (n_lines + 1,)  offset of each line in tokens.bin
                     line_label uint8 (n_lines,)      how many tokens at the start of the line are its speaker label
-                    line_seen bool (n_lines,)        validation line whose text also stands in a training line
+                    line_seen bool (n_lines,)        held out, but its text is also that of a training line
                     doc_start int64 (n_docs + 1,)    first line of each document
-                    doc_val bool (n_docs,)           held out for validation
+                    doc_val bool (n_docs,)           held out
     tokenizer.json  name, split pattern and tokens (base64, in rank order): all that tiktoken needs
     pairs.json      toy corpus only: {UID: [[good ids, bad ids], ...]}, its minimal pairs, without end-of-text
     meta.json       counts, settings, size and digest of every other file; written last
@@ -33,7 +34,7 @@ import sys
 import zipfile
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -41,6 +42,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from tqdm import tqdm
 
 FORMAT = 1  # of the prepared folder; a change here makes every corpus be prepared again
 EOT = "<|endoftext|>"
@@ -72,7 +74,7 @@ class DataError(ValueError):
     """A wrong corpus or setting. Its message is one line: the flag or file, what is wrong, what would be right."""
 
 
-# ---------------------------------------------------------------------------------------------- prepared folders
+# --- Preparation ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -100,12 +102,329 @@ class Corpus:
         return self.meta["eot"]
 
     def train_lines(self) -> np.ndarray:
-        """Indices (int64) of the lines of training documents, in corpus order."""
+        """Indices (int64) of the lines to train on, in the order of the corpus."""
         return np.flatnonzero(~np.repeat(self.doc_val, np.diff(self.doc_start)))
 
     def val_lines(self) -> np.ndarray:
-        """Indices (int64) of the lines of validation documents, in corpus order, those with line_seen included."""
+        """Indices (int64) of the held-out lines, in the order of the corpus, those with line_seen included."""
         return np.flatnonzero(np.repeat(self.doc_val, np.diff(self.doc_start)))
+
+
+@dataclass
+class Text:
+    """A corpus before its preparation."""
+
+    name: str
+    digest: str  # of its content
+    n_bytes: int | None
+    lines: Callable[[tqdm], Iterator[str]]  # without their "\n"; "" ends a document, possibly many in a row
+    pairs: Callable[[], dict] | None = None  # minimal pairs; only the built-in corpus has some
+
+
+def prepare(
+    data: str,
+    cache: Path,
+    tokenizer: str = "bpe",
+    vocab_size: int | None = None,
+    propose: int = 16384,
+    val_share: float = 0.05,
+    encoding_errors: str = "strict",
+    quiet: bool = False,
+) -> Path:
+    """Prepare a corpus, or find it prepared in `cache`, and return its folder.
+
+    data: 'toy', 'babylm-10m', 'babylm-100m', a text file, a folder of them, or a prepared folder (returned as it is).
+    vocab_size: tokens, end-of-text included; None takes `propose`, or as many as the text gives, and says so.
+    val_share: share of the documents to hold out, 0 <= val_share < 1.
+    Raises DataError for a wrong corpus or setting, OSError if the machine fails.
+    """
+    cache = Path(cache)
+    wanted = check_settings(data, tokenizer, vocab_size, propose, val_share, encoding_errors)
+    if data == "toy":
+        text = toy_text()
+    else:
+        path = fetch(data, cache, quiet) if data in DOWNLOADS else Path(data)
+        if (path / "meta.json").exists():
+            check_suits(open_prepared(path), tokenizer, vocab_size)
+            return path
+        text = text_of_files(path, encoding_errors)
+
+    settings = dict(tokenizer=tokenizer, vocab_size=wanted, val_share=float(val_share), encoding_errors=encoding_errors)
+    key = hashlib.blake2b(json.dumps([FORMAT, text.digest, settings]).encode()).hexdigest()[:12]
+    folder = cache / f"{text.name}-{key}"
+    if not folder.is_dir():
+        if not any(text.lines(tqdm(disable=True))):
+            raise DataError(f"--data: {data} holds no line of text; a corpus needs at least one")
+        with new_folder(folder) as work:
+            fill(work, text, settings, quiet)
+
+    corpus, notes = open_prepared(folder), []
+    largest = corpus.vocab_size
+    if largest < wanted:
+        if vocab_size is not None:
+            raise DataError(f"--vocab-size={vocab_size} is more than this text gives; the largest is {largest}")
+        notes.append(f"the text gives a vocabulary of {largest} tokens, not the {wanted} proposed")
+    if val_share and not corpus.doc_val.any():
+        notes.append("the corpus has only one document (empty lines end documents): nothing is held out")
+    for note in notes if not quiet else ():
+        print(f"data: {note}", file=sys.stderr)
+    return folder
+
+
+def fill(work: Path, text: Text, settings: dict, quiet: bool) -> None:
+    """Write the files of a prepared folder."""
+    with progress("tokenizer", text.n_bytes, quiet) as bar:
+        bpe = settings["tokenizer"] == "bpe"
+        spec = train_bpe(text.lines(bar), settings["vocab_size"]) if bpe else gpt2_tokenizer()
+    write_sealed(work / "tokenizer.json", spec)
+    encoding = load_tokenizer(work / "tokenizer.json")
+    with progress("encoding", text.n_bytes, quiet) as bar:
+        index, n_words = encode_lines(text.lines(bar), encoding, work / "tokens.bin", settings["val_share"])
+    np.savez(work / "index.npz", **index)
+    if text.pairs:
+        (work / "pairs.json").write_text(json.dumps(encode_pairs(text.pairs(), encoding)))
+    files = {p.name: {"bytes": p.stat().st_size, "blake2b": file_digest(p)} for p in sorted(work.iterdir())}
+    meta = dict(format=FORMAT, corpus=text.name, content=text.digest, settings=settings, files=files)
+    meta |= dict(vocab_size=encoding.n_vocab, eot=encoding.n_vocab - 1, n_tokens=int(index["line_start"][-1]))
+    meta |= dict(n_lines=len(index["line_label"]), n_docs=len(index["doc_val"]))
+    meta |= dict(n_val_docs=int(index["doc_val"].sum()), n_words=n_words)
+    write_sealed(work / "meta.json", meta)
+
+
+def check_settings(
+    data: str, tokenizer: str, vocab_size: int | None, propose: int, val_share: float, encoding_errors: str
+) -> int:
+    """The vocabulary size to aim at. Raises DataError for a wrong corpus or setting."""
+    if tokenizer not in ("bpe", "gpt2"):
+        raise DataError(f"--tokenizer={tokenizer} is unknown; it takes bpe or gpt2")
+    if tokenizer == "gpt2" and vocab_size not in (None, 50257):
+        raise DataError(f"--vocab-size={vocab_size} does not go with --tokenizer=gpt2, which has 50257; leave it out")
+    wanted = 50257 if tokenizer == "gpt2" else propose if vocab_size is None else vocab_size
+    if not MIN_VOCAB <= wanted <= MAX_VOCAB:
+        raise DataError(f"--vocab-size={wanted} is out of range; it takes {MIN_VOCAB} (the bytes) to {MAX_VOCAB}")
+    if not 0 <= val_share < 1:
+        raise DataError(f"--val-share={val_share} is out of range; it takes a number from 0 to below 1")
+    if encoding_errors not in ("strict", "replace"):
+        raise DataError(f"--encoding-errors={encoding_errors} is unknown; it takes strict or replace")
+    if data not in ("toy", *DOWNLOADS) and (not data or not Path(data).exists()):
+        raise DataError(f"--data: {data!r} is no corpus; it takes toy, {', '.join(DOWNLOADS)}, a text file, a folder "
+                        "of *.txt or *.train files (or those .gz), or a prepared folder")  # fmt: skip
+    return wanted
+
+
+def check_suits(prepared: Corpus, tokenizer: str, vocab_size: int | None) -> None:
+    """A prepared folder brings its tokenizer with it. Raises DataError if the flags ask for another."""
+    if vocab_size not in (None, prepared.vocab_size):
+        right = f"leave it out, --data={prepared.folder} was prepared with {prepared.vocab_size}"
+        raise DataError(f"--vocab-size={vocab_size} does not fit: {right}")
+    if tokenizer == "gpt2" and prepared.meta["settings"]["tokenizer"] != "gpt2":
+        raise DataError(f"--tokenizer=gpt2 does not fit: leave it out, --data={prepared.folder} has its own tokenizer")
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A working folder beside `final` that takes its name when the block ends well, and is removed when it does not.
+
+    If another process was first, its folder stays. A killed process leaves its working folder (its name starts with a
+    dot), which nothing reads and anybody may delete.
+    """
+    work = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    work.mkdir(parents=True)
+    try:
+        yield work
+        try:
+            work.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def progress(what: str, total: int | None, quiet: bool) -> tqdm:
+    """A bar that counts bytes; invisible unless stderr is a terminal and the work takes more than a second."""
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=1, disable=True if quiet else None)
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+
+def toy_text() -> Text:
+    """The built-in corpus."""
+    import toy
+
+    def lines(bar: tqdm) -> Iterator[str]:
+        for scene in toy.documents():
+            for line in scene:
+                yield line
+                bar.update(len(line) + 1)
+            yield ""
+
+    return Text("toy", file_digest(Path(toy.__file__)), None, lines, toy.minimal_pairs)
+
+
+def text_of_files(path: Path, encoding_errors: str) -> Text:
+    """A text file, or a folder of them."""
+    name = re.sub(r"[^\w.-]+", "-", path.resolve().name).strip("-.")[:40] or "corpus"
+    files = corpus_files(path)
+    outer, n_bytes = hashlib.blake2b(digest_size=16), 0
+    for file in files:
+        inner = hashlib.blake2b(digest_size=16)
+        with open_text(file) as content:
+            while chunk := content.read(1 << 20):
+                inner.update(chunk)
+                n_bytes += len(chunk)
+        outer.update(inner.digest())  # digests, not contents: the end of a file ends a document
+    return Text(name, outer.hexdigest(), n_bytes, partial(file_lines, files, encoding_errors))
+
+
+def corpus_files(path: Path) -> list[Path]:
+    """The text files of a corpus: the file itself, or a folder's files in the order of their relative paths."""
+    if path.is_file():
+        return [path]
+    files = [p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file()]
+    if not files:
+        raise DataError(f"--data: the folder {path} holds no text; it needs *.txt or *.train files (or those .gz)")
+    return sorted(files, key=lambda p: p.relative_to(path).as_posix())
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[BinaryIO]:
+    """A text file, unpacked if it ends in .gz. Raises DataError if that is damaged."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"--data: {path} is cut off or damaged ({one_line(error)}); it must be a whole .gz") from None
+
+
+def file_lines(files: list[Path], encoding_errors: str, bar: tqdm) -> Iterator[str]:
+    """The lines of the files without their "\\n"; "" ends a document."""
+    for path in files:
+        offset = 0
+        with open_text(path) as file:
+            for raw in file:
+                try:
+                    line = raw.removesuffix(b"\n").decode("utf-8", encoding_errors)
+                except UnicodeDecodeError as error:
+                    where = f"{path} is not UTF-8 at byte {offset + error.start} (counted from 0)"
+                    remedy = "prepare the folder with: python data.py --encoding-errors=replace --data=..."
+                    raise DataError(f"--data: {where}; convert it to UTF-8, or {remedy}") from None
+                # A lone "\r" is how an empty line looks in a file with CRLF line ends. Other "\r" belong to the text.
+                yield "" if line == "\r" else line
+                offset += len(raw)
+                bar.update(len(raw))
+        yield ""
+
+
+def split_label(line: str) -> tuple[str, str]:
+    """Speaker label ("*MOT:\\t", "Mrs. B-2:\\t"; "" if there is none) and the rest of the line."""
+    match = LABEL.match(line)
+    return (match[0], line[match.end() :]) if match else ("", line)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in parts that the tokenizer can take."""
+    return (text[i : i + LONGEST_PIECE] for i in range(0, len(text), LONGEST_PIECE))
+
+
+# --- Tokenizer --------------------------------------------------------------------------------------------------------
+
+
+def train_bpe(lines: Iterable[str], vocab_size: int) -> dict:
+    """Train a byte-level BPE of `vocab_size` tokens, end-of-text included; of fewer if the text gives no more."""
+    import rustbpe
+
+    bpe = rustbpe.Tokenizer()
+    # A small buffer: rustbpe holds this many pieces at a time.
+    bpe.train_from_iterator((p for line in lines for p in pieces(line)), vocab_size - 1, 1024, PATTERN)
+    tokens = [bytes(token) for token, _ in sorted(bpe.get_mergeable_ranks(), key=lambda entry: entry[1])]
+    return tokenizer_spec("bpe", PATTERN, tokens)
+
+
+def gpt2_tokenizer() -> dict:
+    """tiktoken's GPT-2 tokenizer, fetched by tiktoken the first time. Raises DataError if that fails."""
+    import tiktoken
+
+    try:
+        gpt2 = tiktoken.get_encoding("gpt2")
+    except Exception as error:  # whatever requests, the disk cache or tiktoken's check of the download raises
+        raise DataError("--tokenizer=gpt2 needs a network the first time, and fetching it failed "
+                        f"({type(error).__name__}); --tokenizer=bpe needs none") from None  # fmt: skip
+    return tokenizer_spec("gpt2", gpt2._pat_str, [gpt2.decode_single_token_bytes(i) for i in range(gpt2.eot_token)])
+
+
+def tokenizer_spec(name: str, pattern: str, tokens: list[bytes]) -> dict:
+    """What tokenizer.json holds: tokens in the order of their ids, end-of-text not among them."""
+    return {"name": name, "pattern": pattern, "tokens": [base64.b64encode(token).decode() for token in tokens]}
+
+
+def encode_lines(lines: Iterable[str], encoding, path: Path, val_share: float) -> tuple[dict[str, np.ndarray], int]:
+    """Write the tokens of all lines to `path`; return the arrays of index.npz and the number of words.
+
+    Holds 17 bytes a line in memory and never the text.
+    """
+    line_start, line_label, line_hash = array("q", [0]), array("B"), bytearray()
+    doc_start, doc_hash = array("q", [0]), bytearray()
+    encode_label = lru_cache(4096)(encoding.encode_ordinary)
+    document = hashlib.blake2b(digest_size=8)
+    n_words = 0
+    with open(path, "wb") as out:
+        for line in lines:
+            if line:
+                # Label and rest apart, so that the label is a whole number of tokens whatever the tokenizer. With
+                # PATTERN this is what encoding the whole line gives.
+                label, text = split_label(line)
+                ids = array("H", encode_label(label))
+                line_label.append(len(ids))
+                for piece in pieces(text):
+                    ids.extend(encoding.encode_ordinary(piece))
+                ids.append(encoding.n_vocab - 1)
+                out.write(ids)
+                line_start.append(line_start[-1] + len(ids))
+                line_hash += hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
+                document.update(line.encode() + b"\n")
+                n_words += len(line.split())
+            elif len(line_label) > doc_start[-1]:
+                doc_start.append(len(line_label))
+                doc_hash += document.digest()
+                document = hashlib.blake2b(digest_size=8)
+
+    doc_val = choose_validation(np.frombuffer(doc_hash, "<u8"), val_share)
+    held_out = np.repeat(doc_val, np.diff(np.frombuffer(doc_start, np.int64)))
+    hashes, seen = np.frombuffer(line_hash, "<u8"), np.zeros(len(held_out), bool)
+    seen[held_out] = np.isin(hashes[held_out], hashes[~held_out])
+    index = {
+        "line_start": np.frombuffer(line_start, np.int64),
+        "line_label": np.frombuffer(line_label, np.uint8),
+        "line_seen": seen,
+        "doc_start": np.frombuffer(doc_start, np.int64),
+        "doc_val": doc_val,
+    }
+    return index, n_words
+
+
+def choose_validation(doc_hash: np.ndarray, val_share: float) -> np.ndarray:
+    """Which documents to hold out, by the hash (uint64) of their content: identical documents go together.
+
+    If the hashes of a small corpus pick none, the lowest is held out. If they pick all, the highest is trained on.
+    """
+    distinct = np.unique(doc_hash)
+    if val_share == 0 or len(distinct) == 1:
+        return np.zeros(len(doc_hash), bool)
+    val = doc_hash < np.uint64(int(val_share * 2**64))
+    if not val.any():
+        return doc_hash == distinct[0]
+    return doc_hash != distinct[-1] if val.all() else val
+
+
+def encode_pairs(pairs: dict[str, list], encoding) -> dict[str, list]:
+    """The built-in corpus's minimal pairs by paradigm, as [good ids, bad ids]."""
+    encode = encoding.encode_ordinary
+    return {uid: [[encode(p["sentence_good"]), encode(p["sentence_bad"])] for p in pairs[uid]] for uid in pairs}
+
+
+# --- Prepared folders -------------------------------------------------------------------------------------------------
 
 
 def open_prepared(folder: Path) -> Corpus:
@@ -138,12 +457,12 @@ def load_tokenizer(path: Path) -> "tiktoken.Encoding":  # noqa: F821
     """
     import tiktoken
 
-    remedy = "its like stands in the prepared folder of the same corpus, which can be prepared again"
+    remedy = "the prepared folder of its corpus holds the same file, and can be prepared again"
     spec = read_sealed(Path(path), remedy)
     try:
         ranks = {base64.b64decode(token, validate=True): rank for rank, token in enumerate(spec["tokens"])}
         if len(ranks) != len(spec["tokens"]) or not all(bytes([b]) in ranks for b in range(256)):
-            raise ValueError("a token stands twice or one of the 256 bytes is missing")
+            raise ValueError("a token is there twice, or one of the 256 bytes is missing")
         special = {EOT: len(ranks)}
         return tiktoken.Encoding(spec["name"], pat_str=spec["pattern"], mergeable_ranks=ranks, special_tokens=special)
     except (KeyError, TypeError, ValueError) as error:
@@ -188,347 +507,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-@contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A working folder beside `final` that takes its name when the block ends well, and is removed when it does not.
-
-    If another process was first, its folder stays. A killed process leaves its working folder (its name starts with a
-    dot), which nothing reads and anybody may delete.
-    """
-    work = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    work.mkdir(parents=True)
-    try:
-        yield work
-        try:
-            work.rename(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------------------------------- text
-
-
-def corpus_files(path: Path) -> list[Path]:
-    """The text files of a corpus: the file itself, or a folder's files in the order of their relative paths."""
-    if path.is_file():
-        return [path]
-    files = [p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file()]
-    if not files:
-        raise DataError(f"--data: the folder {path} holds no text; it needs *.txt or *.train files (or those .gz)")
-    return sorted(files, key=lambda p: p.relative_to(path).as_posix())
-
-
-@contextmanager
-def open_text(path: Path) -> Iterator[BinaryIO]:
-    """A text file, unpacked if it ends in .gz. Raises DataError if that is damaged."""
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"--data: {path} is cut off or damaged ({one_line(error)}); it must be a whole .gz") from None
-
-
-def hash_files(files: list[Path], bar) -> tuple[str, int]:
-    """Digest of the files' (unpacked) contents in order, and their length in bytes."""
-    outer, size = hashlib.blake2b(digest_size=16), 0
-    for path in files:
-        inner = hashlib.blake2b(digest_size=16)
-        with open_text(path) as file:
-            while chunk := file.read(1 << 20):
-                inner.update(chunk)
-                size += len(chunk)
-                bar.update(len(chunk))
-        outer.update(inner.digest())  # digests, not contents: the end of a file ends a document
-    return outer.hexdigest(), size
-
-
-def file_lines(files: list[Path], encoding_errors: str, bar) -> Iterator[str]:
-    """The lines of the files without their "\\n"; "" marks the end of a document (possibly many in a row)."""
-    for path in files:
-        offset = 0
-        with open_text(path) as file:
-            for raw in file:
-                try:
-                    line = raw.removesuffix(b"\n").decode("utf-8", encoding_errors)
-                except UnicodeDecodeError as error:
-                    at = offset + error.start
-                    raise DataError(f"--data: {path} is not UTF-8 at byte {at} (counted from 0); convert it to UTF-8, "
-                                    "or go on with --encoding-errors=replace") from None  # fmt: skip
-                # A lone "\r" is how an empty line looks in a file with CRLF line ends. Other "\r" belong to the text.
-                yield "" if line == "\r" else line
-                offset += len(raw)
-                bar.update(len(raw))
-        yield ""
-
-
-def toy_lines(bar) -> Iterator[str]:
-    """The lines of the built-in corpus; "" ends a document."""
-    import toy
-
-    for scene in toy.documents():
-        for line in scene:
-            yield line
-            bar.update(len(line) + 1)
-        yield ""
-
-
-def split_label(line: str) -> tuple[str, str]:
-    """Speaker label ("*MOT:\\t", "Mrs. B-2:\\t"; "" if there is none) and the rest of the line."""
-    match = LABEL.match(line)
-    return (match[0], line[match.end() :]) if match else ("", line)
-
-
-def pieces(text: str) -> Iterator[str]:
-    """A text in parts that the tokenizer can take."""
-    return (text[i : i + LONGEST_PIECE] for i in range(0, len(text), LONGEST_PIECE))
-
-
-# ---------------------------------------------------------------------------------------------- tokenizer
-
-
-def train_bpe(lines: Iterable[str], vocab_size: int, exact: bool) -> dict:
-    """Train a byte-level BPE of `vocab_size` tokens, end-of-text included; fewer if the text gives no more.
-
-    Raises DataError if the text gives fewer and the number was asked for (`exact`).
-    """
-    import rustbpe
-
-    bpe = rustbpe.Tokenizer()
-    # A small buffer: rustbpe holds this many pieces at a time.
-    bpe.train_from_iterator((p for line in lines for p in pieces(line)), vocab_size - 1, 1024, PATTERN)
-    tokens = [bytes(token) for token, _ in sorted(bpe.get_mergeable_ranks(), key=lambda entry: entry[1])]
-    if exact and len(tokens) + 1 < vocab_size:
-        raise too_large(vocab_size, len(tokens) + 1)
-    return tokenizer_spec("bpe", PATTERN, tokens)
-
-
-def too_large(vocab_size: int, largest: int) -> DataError:
-    return DataError(f"--vocab-size={vocab_size} is more than this text gives; the largest is {largest}")
-
-
-def gpt2_tokenizer() -> dict:
-    """tiktoken's GPT-2 tokenizer, fetched by tiktoken the first time. Raises DataError if that fails."""
-    import tiktoken
-
-    try:
-        gpt2 = tiktoken.get_encoding("gpt2")
-    except Exception as error:  # whatever requests, the disk cache or tiktoken's check of the download raises
-        raise DataError("--tokenizer=gpt2 needs a network the first time, and fetching it failed "
-                        f"({type(error).__name__}); --tokenizer=bpe needs none") from None  # fmt: skip
-    return tokenizer_spec("gpt2", gpt2._pat_str, [gpt2.decode_single_token_bytes(i) for i in range(gpt2.eot_token)])
-
-
-def tokenizer_spec(name: str, pattern: str, tokens: list[bytes]) -> dict:
-    """What tokenizer.json holds: tokens in the order of their ids, end-of-text not among them."""
-    return {"name": name, "pattern": pattern, "tokens": [base64.b64encode(token).decode() for token in tokens]}
-
-
-# ---------------------------------------------------------------------------------------------- preparation
-
-
-def prepare(
-    data: str,
-    cache: Path,
-    tokenizer: str = "bpe",
-    vocab_size: int | None = None,
-    propose: int = 16384,
-    val_share: float = 0.05,
-    encoding_errors: str = "strict",
-    quiet: bool = False,
-) -> Path:
-    """Prepare a corpus, or find it prepared in `cache`, and return its folder.
-
-    data: 'toy', 'babylm-10m', 'babylm-100m', a text file, a folder of them, or a prepared folder (returned as it is).
-    vocab_size: tokens, end-of-text included; None takes `propose`, or as many as the text gives, and says so.
-    val_share: share of the documents to hold out for validation, 0 <= val_share < 1; 0 holds out none.
-    Raises DataError for a wrong corpus or setting, OSError if the machine fails.
-    """
-    cache = Path(cache)
-    wanted = check_settings(tokenizer, vocab_size, propose, val_share, encoding_errors)
-    if data not in ("toy", *DOWNLOADS) and (not data or not Path(data).exists()):
-        raise DataError(f"--data: {data!r} is no corpus; it takes toy, {', '.join(DOWNLOADS)}, a text file, a folder "
-                        "of *.txt or *.train files (or those .gz), or a prepared folder")  # fmt: skip
-
-    if data == "toy":
-        import toy
-
-        name, lines, n_bytes = "toy", toy_lines, None
-        content = file_digest(Path(toy.__file__))
-    else:
-        root = fetch(data, cache, quiet) if data in DOWNLOADS else Path(data)
-        if (root / "meta.json").exists():
-            check_suits(open_prepared(root), tokenizer, vocab_size)
-            return root
-        name = data if data in DOWNLOADS else re.sub(r"[^\w.-]+", "-", root.resolve().name).strip("-.")[:40] or "corpus"
-        files = corpus_files(root)
-        with progress("reading", None, quiet) as bar:
-            content, n_bytes = hash_files(files, bar)
-        lines = partial(file_lines, files, encoding_errors)
-
-    settings = dict(tokenizer=tokenizer, vocab_size=wanted, val_share=float(val_share), encoding_errors=encoding_errors)
-    key = hashlib.blake2b(json.dumps([FORMAT, content, settings]).encode()).hexdigest()[:12]
-    folder = cache / f"{name}-{key}"
-    if not folder.is_dir():
-        with progress("reading", None, quiet=True) as bar:
-            if not any(lines(bar=bar)):
-                raise DataError(f"--data: {data} holds no line of text; a corpus needs at least one")
-        with new_folder(folder) as work:
-            with progress("tokenizer", n_bytes, quiet) as bar:
-                bpe = tokenizer == "bpe"
-                spec = train_bpe(lines(bar=bar), wanted, vocab_size is not None) if bpe else gpt2_tokenizer()
-            write_sealed(work / "tokenizer.json", spec)
-            encoding = load_tokenizer(work / "tokenizer.json")
-            with progress("encoding", n_bytes, quiet) as bar:
-                index, n_words = encode_lines(lines(bar=bar), encoding, work / "tokens.bin", val_share)
-            np.savez(work / "index.npz", **index)
-            if data == "toy":
-                (work / "pairs.json").write_text(json.dumps(encode_pairs(encoding)))
-            counts = dict(
-                n_tokens=int(index["line_start"][-1]),
-                n_lines=len(index["line_label"]),
-                n_docs=len(index["doc_val"]),
-                n_val_docs=int(index["doc_val"].sum()),
-                n_words=n_words,
-            )
-            files = {p.name: {"bytes": p.stat().st_size, "blake2b": file_digest(p)} for p in sorted(work.iterdir())}
-            vocabulary = dict(vocab_size=encoding.n_vocab, eot=encoding.n_vocab - 1)
-            meta = dict(format=FORMAT, corpus=name, content=content, settings=settings, files=files)
-            write_sealed(work / "meta.json", meta | vocabulary | counts)
-
-    corpus = open_prepared(folder)
-    if corpus.vocab_size < wanted:  # the folder was made from a proposal, now or earlier
-        if vocab_size is not None:
-            raise too_large(vocab_size, corpus.vocab_size)
-        say(f"data: the text gives a vocabulary of {corpus.vocab_size} tokens, not the {wanted} proposed", quiet)
-    if val_share and not corpus.doc_val.any():
-        say("data: the corpus has only one document (empty lines end documents): no validation", quiet)
-    return folder
-
-
-def check_settings(tokenizer: str, vocab_size: int | None, propose: int, val_share: float, encoding_errors: str) -> int:
-    """The vocabulary size to aim at. Raises DataError for a setting out of range."""
-    if tokenizer not in ("bpe", "gpt2"):
-        raise DataError(f"--tokenizer={tokenizer} is unknown; it takes bpe or gpt2")
-    if tokenizer == "gpt2" and vocab_size not in (None, 50257):
-        raise DataError(f"--vocab-size={vocab_size} does not go with --tokenizer=gpt2, which has 50257; leave it out")
-    wanted = 50257 if tokenizer == "gpt2" else propose if vocab_size is None else vocab_size
-    if not MIN_VOCAB <= wanted <= MAX_VOCAB:
-        raise DataError(f"--vocab-size={wanted} is out of range; it takes {MIN_VOCAB} (the bytes) to {MAX_VOCAB}")
-    if not 0 <= val_share < 1:
-        raise DataError(f"--val-share={val_share} is out of range; it takes a number from 0 to below 1")
-    if encoding_errors not in ("strict", "replace"):
-        raise DataError(f"--encoding-errors={encoding_errors} is unknown; it takes strict or replace")
-    return wanted
-
-
-def check_suits(prepared: Corpus, tokenizer: str, vocab_size: int | None) -> None:
-    """A prepared folder brings its tokenizer with it. Raises DataError if the flags ask for another."""
-    if vocab_size not in (None, prepared.vocab_size):
-        right = f"leave it out, --data={prepared.folder} was prepared with {prepared.vocab_size}"
-        raise DataError(f"--vocab-size={vocab_size} cannot be had: {right}")
-    if tokenizer == "gpt2" and prepared.meta["settings"]["tokenizer"] != "gpt2":
-        raise DataError(f"--tokenizer=gpt2 cannot be had: leave it out, --data={prepared.folder} has its own tokenizer")
-
-
-def encode_lines(lines: Iterable[str], encoding, path: Path, val_share: float) -> tuple[dict[str, np.ndarray], int]:
-    """Write the tokens of all lines to `path`; return the arrays of index.npz and the number of words.
-
-    Holds 17 bytes a line in memory and never the text.
-    """
-    line_start, line_label, line_hash = array("q", [0]), array("B"), array("Q")
-    doc_start, doc_hash = array("q", [0]), array("Q")
-    encode = encoding.encode_ordinary
-    encode_label = lru_cache(4096)(encode)
-    eot, n_tokens, n_words = encoding.n_vocab - 1, 0, 0
-    buffer = array("H")
-    document = hashlib.blake2b(digest_size=8)
-    with open(path, "wb") as out:
-        for line in lines:
-            if not line:
-                if len(line_label) > doc_start[-1]:
-                    doc_start.append(len(line_label))
-                    doc_hash.append(int.from_bytes(document.digest(), "little"))
-                    document = hashlib.blake2b(digest_size=8)
-                continue
-            # Label and rest apart, so that the label is a whole number of tokens whatever the tokenizer. With PATTERN
-            # this is what encoding the whole line gives.
-            label, text = split_label(line)
-            if label:
-                ids = encode_label(label)
-                line_label.append(len(ids))
-                buffer.extend(ids)
-                n_tokens += len(ids)
-            else:
-                line_label.append(0)
-            for piece in (text,) if len(text) <= LONGEST_PIECE else pieces(text):
-                ids = encode(piece)
-                buffer.extend(ids)
-                n_tokens += len(ids)
-            buffer.append(eot)
-            n_tokens += 1
-            line_start.append(n_tokens)
-            n_words += len(line.split())
-            document.update(line.encode() + b"\n")
-            line_hash.append(int.from_bytes(hashlib.blake2b(text.strip().encode(), digest_size=8).digest(), "little"))
-            if len(buffer) > 1 << 20:
-                buffer.tofile(out)
-                del buffer[:]
-        buffer.tofile(out)
-
-    doc_val = choose_validation(np.frombuffer(doc_hash, np.uint64), val_share)
-    val = np.repeat(doc_val, np.diff(np.frombuffer(doc_start, np.int64)))
-    hashes = np.frombuffer(line_hash, np.uint64)
-    seen = np.zeros(len(val), bool)
-    seen[val] = np.isin(hashes[val], hashes[~val])
-    index = {
-        "line_start": np.frombuffer(line_start, np.int64),
-        "line_label": np.frombuffer(line_label, np.uint8),
-        "line_seen": seen,
-        "doc_start": np.frombuffer(doc_start, np.int64),
-        "doc_val": doc_val,
-    }
-    return index, n_words
-
-
-def choose_validation(doc_hash: np.ndarray, val_share: float) -> np.ndarray:
-    """Which documents to hold out, by the hash (uint64) of their content: identical documents share a side.
-
-    A small corpus in which the hash picks none, or all, holds out the lowest hash, or spares the highest.
-    """
-    distinct = np.unique(doc_hash)
-    if val_share == 0 or len(distinct) == 1:
-        return np.zeros(len(doc_hash), bool)
-    val = doc_hash < np.uint64(int(val_share * 2**64))
-    if not val.any():
-        return doc_hash == distinct[0]
-    return doc_hash != distinct[-1] if val.all() else val
-
-
-def encode_pairs(encoding) -> dict[str, list]:
-    """The built-in corpus's minimal pairs by paradigm, as [good ids, bad ids]."""
-    import toy
-
-    encode = encoding.encode_ordinary
-    pairs = toy.minimal_pairs()
-    return {uid: [[encode(p["sentence_good"]), encode(p["sentence_bad"])] for p in pairs[uid]] for uid in pairs}
-
-
-def progress(what: str, total: int | None, quiet: bool):
-    """A bar that counts bytes; invisible unless stderr is a terminal and the work takes more than a second."""
-    from tqdm import tqdm
-
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=1, disable=True if quiet else None)
-
-
-def say(line: str, quiet: bool) -> None:
-    if not quiet:
-        print(line, file=sys.stderr)
-
-
-# ---------------------------------------------------------------------------------------------- downloads
+# --- Downloads --------------------------------------------------------------------------------------------------------
 
 
 def fetch(name: str, cache: Path, quiet: bool) -> Path:
@@ -609,24 +588,37 @@ def text_members(source: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     return members
 
 
-# ---------------------------------------------------------------------------------------------- command line
+# --- Program ----------------------------------------------------------------------------------------------------------
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """The flags. `python data.py --help` prints this list."""
+    parser = argparse.ArgumentParser(
+        prog="data.py",
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )
+    add = parser.add_argument
+    # fmt: off
+    add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
+        "a prepared folder, babylm-10m or babylm-100m (default: toy)")
+    add("--tokenizer", default="bpe", help="bpe, trained on the text, or gpt2 (default: bpe)")
+    add("--vocab-size", type=int, help="tokens, end-of-text included (default: 16384, or what the text gives)")
+    add("--val-share", type=float, default=0.05, help="share of documents held out (default: 0.05)")
+    add("--encoding-errors", default="strict",
+        help="text that is not UTF-8: strict stops, replace puts U+FFFD in its place (default: strict)")
+    add("--cache", type=Path, default=Path("data/cache"), help="where prepared corpora are kept (default: data/cache)")
+    # fmt: on
+    return parser
 
 
 def main() -> None:
-    # Without the usage text an error is one line.
-    parser = argparse.ArgumentParser(description="Prepare a corpus, print folder and counts.", usage=argparse.SUPPRESS)
-    corpora = f"toy, {', '.join(DOWNLOADS)}, a text file, a folder of *.txt, *.train (or those .gz), a prepared folder"
-    parser.add_argument("--data", default="toy", help=f"{corpora} (default: toy)")
-    parser.add_argument("--cache", type=Path, default=Path("data/cache"), help="where to (default: data/cache)")
-    parser.add_argument("--tokenizer", default="bpe", help="bpe, trained on the corpus, or gpt2 (default: bpe)")
-    parser.add_argument("--vocab-size", type=int, help="with end-of-text (default: 16384, or what the text gives)")
-    parser.add_argument("--val-share", type=float, default=0.05, help="share of documents held out (default: 0.05)")
-    parser.add_argument(
-        "--encoding-errors", default="strict", help="strict, or replace what is not UTF-8 (default: strict)"
-    )
-    flags = vars(parser.parse_args())
+    """Prepare a corpus; print its folder and counts."""
+    parser = get_parser()
     try:
-        folder = prepare(**flags)
+        folder = prepare(**vars(parser.parse_args()))
         corpus = open_prepared(folder)
     except DataError as error:
         parser.error(str(error))
@@ -637,7 +629,7 @@ def main() -> None:
     print(folder)
     for count in ("n_words", "n_tokens", "vocab_size", "n_lines", "n_docs", "n_val_docs"):
         print(f"{count:>12} {corpus.meta[count]:>12,}")
-    print(f"{'seen lines':>12} {int(corpus.line_seen.sum()):>12,} of {len(corpus.val_lines()):,} validation lines")
+    print(f"{'seen lines':>12} {int(corpus.line_seen.sum()):>12,} of {len(corpus.val_lines()):,} held-out lines")
 
 
 if __name__ == "__main__":

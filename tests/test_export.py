@@ -133,7 +133,8 @@ def other_pair(folder: Path, pattern: str, tokens: list[bytes]):
 def test_real_lines_get_tiktokens_ids_offsets_and_come_back(shared, tmp_path):
     lines = corpus_lines(shared, 10_000)
     assert len(lines) == 10_000
-    spec = data.train_bpe([*lines, *ODD], 8192, exact=True)  # merges of emoji, digits and white space too
+    spec = data.train_bpe([*lines, *ODD], 8192)  # merges of emoji, digits and white space too
+    assert len(spec["tokens"]) == 8191
     pair = other_pair(tmp_path, spec["pattern"], [base64.b64decode(token) for token in spec["tokens"]])
     check_same(*pair, lines + ODD)
 
