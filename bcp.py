@@ -57,20 +57,37 @@ class Alpha:
         self.alpha, self.falls, self.repeats = 1.0, 0, 0
 
     @property
-    def converged(self) -> bool:
-        """Step 4: look at alpha, never at the loss."""
-        return self.falls >= self.patience and self.alpha < self.threshold
+    def done(self) -> str | None:
+        """Step 4: is it time for the next batch, and why? Looks at alpha, never at the loss."""
+        if self.falls >= self.patience and self.alpha < self.threshold:
+            return "converged"
+        return "unconverged" if self.repeats >= self.max_repeats else None
+
+
+@dataclass
+class Times:
+    """What the other regimes have in alpha's place: every batch is done after the same number of updates."""
+
+    times: int
+    alpha: float = 1.0
+    repeats: int = 0
+
+    def update(self, loss: float) -> None:
+        self.repeats += 1
+
+    def restart(self) -> None:
+        self.repeats = 0
 
     @property
-    def done(self) -> bool:
-        """Time for the next batch: converged, or stopped for safety."""
-        return self.converged or self.repeats >= self.max_repeats
+    def done(self) -> str | None:
+        return "repeated" if self.repeats >= self.times else None
 
 
 @torch.no_grad()
 def drop_anchor(anchor: list[Tensor], W: list[Tensor]) -> None:
-    """A new batch: W_{t,0} = W_{t-1,n}, copied in place."""
-    torch._foreach_copy_(anchor, W)
+    """A new batch: W_{t,0} = W_{t-1,n}, copied in place. An empty list is no anchor: nothing happens."""
+    if anchor:
+        torch._foreach_copy_(anchor, W)
 
 
 @torch.no_grad()
@@ -82,7 +99,10 @@ def pull_back(W: list[Tensor], anchor: list[Tensor], C: float, p: int, prox: boo
     prox: instead of the gradient step the proximal one, argmin over w of (C/p) |w - anchor|_p^p + |w - W'|_2^2 / 2
           (Parikh & Boyd 2014, "Proximal Algorithms"). For p = 1, the soft threshold: a weight within C of its anchor
           lands exactly on it.
+    Without an anchor, an empty list, nothing happens.
     """
+    if not anchor:
+        return
     if p == 2:
         torch._foreach_lerp_(W, anchor, C / (1 + C) if prox else C)  # W' - C D, in one pass over the weights
         return
@@ -104,27 +124,3 @@ def clip_and_scale(gradients: list[Tensor], max_norm: float, alpha: float) -> Te
     norm = torch.nn.utils.get_total_norm(gradients)
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0) * alpha)
     return norm
-
-
-@torch.no_grad()
-def distance(W: list[Tensor], V: list[Tensor]) -> float:
-    """|W - V|_2 over all tensors together."""
-    return torch.nn.utils.get_total_norm(torch._foreach_sub(W, V)).item()
-
-
-@torch.no_grad()
-def drift(W: list[Tensor], anchor: list[Tensor], layers: list[str]) -> dict[str, float | dict[str, float]]:
-    """How far W is from W_{t,0}. `layers` names the layer that each tensor belongs to.
-
-    anchor_dist: |W - W_{t,0}|_2 over all tensors; anchor_by_layer: the same for each layer, in the order they come in;
-    unmoved: the share of weights that are exactly at their anchor (0 to 1).
-    """
-    D = torch._foreach_sub(W, anchor)
-    by_layer: dict[str, list[Tensor]] = {}
-    for layer, d in zip(layers, D, strict=True):
-        by_layer.setdefault(layer, []).append(d)
-    return {
-        "anchor_dist": torch.nn.utils.get_total_norm(D).item(),
-        "anchor_by_layer": {layer: torch.nn.utils.get_total_norm(part).item() for layer, part in by_layer.items()},
-        "unmoved": 1 - sum(d.count_nonzero() for d in D).item() / sum(d.numel() for d in D),
-    }

@@ -1,4 +1,4 @@
-"""Writing and reading the state of a run, so that nothing is lost on the way.
+"""The folder of a run: choosing, opening and locking it, saving a run and going on with it, so that nothing is lost.
 
 A file is written beside its place, flushed to disk, and renamed over the old one: whatever happens in between, one of
 the two is whole. The last two checkpoints are kept. Every file ends with a digest of its content, which is checked
@@ -6,33 +6,92 @@ before it is read, and reading never runs code from it (torch.load with weights_
 of a run's folder.
 """
 
+import argparse
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 try:
     import fcntl
 except ImportError:  # Windows: nothing keeps two processes apart there
     fcntl = None
 
+import numpy as np
 import torch
+
+import flags
+import journal
+
+if TYPE_CHECKING:
+    from data import Corpus
 
 NAME = "checkpoint.pt"
 PREVIOUS = "checkpoint-previous.pt"
 CONFIG = "config.json"
-METRICS = "metrics.jsonl"
 AVERAGE = "average.pt"
+TOKENIZER = "tokenizer.json"
 LOCK = "lock"
 MARK, DIGEST_SIZE = b"blake2b:", 16  # at the end of every file, the digest after the mark
 
 
 class CheckpointError(ValueError):
     """A run folder or checkpoint that cannot be used; its message is one line."""
+
+
+# --- The folder -------------------------------------------------------------------------------------------------------
+
+
+def choose(args: argparse.Namespace) -> Path:
+    """The run folder: --out, or the next free number. Raises ValueError if --out holds a run that would be lost."""
+    if args.out is None:
+        name = f"{args.mode}-p{args.p}" if args.mode == "bcp" else args.mode
+        taken = [path.name.removeprefix(f"{name}-") for path in Path("out").glob(f"{name}-*")]
+        return Path("out") / f"{name}-{1 + max((int(n) for n in taken if n.isdecimal()), default=0)}"
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out={args.out}: is a file; give a folder")
+    holds_run = any((args.out / name).exists() for name in (CONFIG, NAME, journal.FILE))
+    if holds_run and not (args.resume or args.overwrite):
+        raise ValueError(f"--out={args.out}: holds a run; add --resume to go on with it or --overwrite to replace it")
+    return args.out
+
+
+def make(args: argparse.Namespace) -> Path:
+    """Make the run folder if it is not there; a numbered one is always new, whoever else starts a run now."""
+    while True:
+        folder = choose(args)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=args.out is not None)
+        except FileExistsError:  # another run took the number meanwhile
+            continue
+        return folder
+
+
+def begin(folder: Path, args: argparse.Namespace, model: torch.nn.Module, corpus: "Corpus", batches: int) -> None:
+    """Write config.json and the tokenizer. A run that is replaced goes only now, when everything else is in order."""
+    if args.out:
+        choose(args)  # once more: another process may have made a run there while the text was prepared
+    for pattern in (CONFIG, "checkpoint*.pt", journal.FILE, "average.*", "weights-*.pt", "eval-*", "*.part"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    config = {
+        "flags": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+        "model": dataclasses.asdict(model.config),
+        "parameters": sum(w.numel() for w in model.parameters()),
+        "batches": batches,
+        "corpus": {"folder": str(corpus.folder), **corpus.meta},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+    }
+    shutil.copyfile(corpus.folder / TOKENIZER, folder / TOKENIZER)
+    write_config(folder, config)
 
 
 @contextlib.contextmanager
@@ -53,6 +112,9 @@ def lock(folder: Path) -> Iterator[None]:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):  # a file system without locks
                 raise
         yield
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
 
 
 def save(file: Path, state: dict, previous: Path | None = None) -> None:
@@ -170,10 +232,50 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-def flush_metrics(folder: Path) -> None:
-    """Put metrics.jsonl on the disk: no checkpoint is to survive a power cut that the record up to it does not."""
-    with open(folder / METRICS, "ab") as f:
+# --- Saving and going on ----------------------------------------------------------------------------------------------
+
+
+def save_run(folder: Path, state: dict) -> None:
+    """Keep the state of a run, and the one before; on the disk not before the record up to it is."""
+    with open(folder / journal.FILE, "ab") as f:
         os.fsync(f.fileno())
+    save(folder / NAME, state, previous=folder / PREVIOUS)
+
+
+def identity(args: argparse.Namespace, text: dict) -> dict:
+    """What a checkpoint has in common with its run and no other: the flags that change the result, and the text."""
+    return {"flags": flags.of_result(args), "text": text}
+
+
+def load_run(folder: Path, args: argparse.Namespace, text: dict) -> dict:
+    """The state that `save_run` kept. Raises CheckpointError if it is damaged, or not of the run with these flags."""
+    file = folder / NAME
+    try:
+        state = load(file)
+    except CheckpointError as error:
+        there = (folder / PREVIOUS).exists()
+        remedy = f"; to go on from the one before it, put {PREVIOUS} in its place" if there else ""
+        raise CheckpointError(f"{error}{remedy}") from None
+    if not isinstance(state.get("run"), dict):
+        raise CheckpointError(f"{file}: not a checkpoint to go on from, or one of an older version")
+    if changed := flags.different(args, state["run"]["flags"]):
+        raise CheckpointError(f"{file}: of another run, by {CONFIG}: it has {changed}; put back its own")
+    if state["run"]["text"] != text:
+        raise CheckpointError(f"--data={args.data}: not the text that {folder} was trained on")
+    if not (folder / TOKENIZER).is_file():
+        raise CheckpointError(f"{folder / TOKENIZER}: missing; copy it from the prepared text")
+    return state
+
+
+def go_on(folder: Path, update: int, args: argparse.Namespace) -> None:
+    """The folder as it was at the checkpoint's update, for a run that goes on from there."""
+    cut_metrics(folder, update)
+    for at, file in kept_weights(folder):  # of evaluations that are made again, or that a longer run does not make
+        if at > update or at % args.eval_every:
+            file.unlink()
+    config = read_config(folder)
+    config["flags"]["epochs"] = args.epochs  # it may have been raised
+    write_config(folder, config)
 
 
 def cut_metrics(folder: Path, update: int) -> None:
@@ -181,59 +283,31 @@ def cut_metrics(folder: Path, update: int) -> None:
 
     Raises CheckpointError if the file is missing, ends before `update`, or is damaged elsewhere than at its end.
     """
-    file, kept, reached = folder / METRICS, [], 0
-    remedy = "put it back, or make it an empty file to go on without the record so far"
-    if not file.is_file():
-        raise CheckpointError(f"{file}: missing; {remedy}")
-    lines = file.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        try:
-            at = int(json.loads(line)["update"])
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):
-                raise CheckpointError(f"{file}: line {number} is damaged; mend it or delete that line") from None
-            break
-        if at > update:
-            break
-        reached = at
-        kept.append(line.rstrip(b"\r\n") + b"\n")
-    if lines and reached < update:
-        raise CheckpointError(f"{file}: ends at update {reached}, before the checkpoint's {update}; {remedy}")
+    file = folder / journal.FILE
+    try:
+        records = journal.read(folder)
+    except ValueError as error:
+        raise CheckpointError(f"{error}; put it back, or make it an empty file to go on without the record") from None
+    kept = [record for record in records if record["update"] <= update]
+    reached = kept[-1]["update"] if kept else 0
+    if file.stat().st_size and reached < update:
+        raise CheckpointError(
+            f"{file}: ends at update {reached}, before the checkpoint's {update}; put it back, or make it an empty "
+            "file to go on without the record so far"
+        )
     with _written(file) as f:
-        f.writelines(kept)
+        f.writelines(json.dumps(record).encode() + b"\n" for record in kept)
     os.replace(_part(file), file)
 
 
+# --- Weights of evaluations (--keep-weights) --------------------------------------------------------------------------
+
+
 def save_weights(folder: Path, update: int, state: dict) -> None:
-    """Keep the weights of one evaluation, for their average."""
+    """Keep the weights of one evaluation."""
     save(folder / f"weights-{update}.pt", {"model": state})
 
 
-def drop_weights(folder: Path, last: int, upto: int) -> None:
-    """Of the weights kept by `save_weights` up to an update, delete all but the last few."""
-    files = [file for update, file in _weights(folder) if update <= upto]
-    for file in files[: len(files) - last]:
-        file.unlink()
-
-
-def drop_weights_after(folder: Path, update: int, every: int) -> None:
-    """For a run that goes on from an update: delete the weights of evaluations that it makes again.
-
-    And of those it would not have made: where the run had ended between two of the evaluations that come `every` so
-    many updates.
-    """
-    for at, file in _weights(folder):
-        if at > update or at % every:
-            file.unlink()
-
-
-def average_weights(folder: Path, last: int) -> dict:
-    """The mean of the last few weights that were kept; written to average.pt too."""
-    states = [load(file)["model"] for _, file in _weights(folder)[-last:]]
-    mean = {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
-    save(folder / AVERAGE, {"model": mean})
-    return mean
-
-
-def _weights(folder: Path) -> list[tuple[int, Path]]:
+def kept_weights(folder: Path) -> list[tuple[int, Path]]:
+    """Updates and files of the weights that were kept, in order."""
     return sorted((int(file.stem.removeprefix("weights-")), file) for file in folder.glob("weights-*.pt"))

@@ -13,6 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from data import Corpus
 
+FOCUS = 0.5  # the share of the blocks that counts as the hardest in Learn-Focus-Review
 CHUNK = 1 << 16  # lines worked on at a time, so that memory does not grow with the corpus
 
 
@@ -54,24 +55,41 @@ def bigram_entropy(tokens: np.ndarray, vocab_size: int, most: int = 1 << 24) -> 
     return entropy(first * vocab_size + second) - entropy(first)
 
 
-def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str = "surprisal") -> np.ndarray:
-    """One number per line, float64; larger is harder. Speaker labels do not count.
-
-    kind: "surprisal", the unigram surprisal of the whole line in nats: short lines of frequent words are easy, long
-    lines of rare words are hard; "length", the number of tokens; "rarity", the mean surprisal instead of the sum.
-    """
-    cost = np.ones(corpus.vocab_size) if kind == "length" else unigram_surprisal(corpus)
+def summed(corpus: "Corpus", lines: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The summed cost (V,) of each line's tokens, and how many tokens those are; labels and end-of-text not counted."""
     cost[corpus.eot] = 0
-    scores = []
+    sums, counts = [], []
     for some in np.array_split(lines, max(1, len(lines) // CHUNK)):
         where, line, place = _positions(corpus, some)
-        counts = place >= corpus.line_label[some][line]
-        sums = np.bincount(line, weights=cost[corpus.tokens[where]] * counts, minlength=len(some))
-        if kind == "rarity":
-            words = np.bincount(line, weights=counts, minlength=len(some)) - 1  # without the end-of-text token
-            sums /= np.maximum(words, 1)
-        scores.append(sums)
-    return np.concatenate(scores)
+        counted = place >= corpus.line_label[some][line]
+        sums.append(np.bincount(line, weights=cost[corpus.tokens[where]] * counted, minlength=len(some)))
+        counts.append(np.bincount(line, weights=counted, minlength=len(some)) - 1)
+    return np.concatenate(sums), np.concatenate(counts)
+
+
+def surprisal(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
+    """The unigram surprisal of whole lines, nats: few frequent words are easy, many rare ones are hard."""
+    return summed(corpus, lines, unigram_surprisal(corpus))[0]
+
+
+def length(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
+    """The number of tokens."""
+    return summed(corpus, lines, np.ones(corpus.vocab_size))[0]
+
+
+def rarity(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
+    """The mean unigram surprisal of a line's tokens, nats."""
+    sums, counts = summed(corpus, lines, unigram_surprisal(corpus))
+    return sums / np.maximum(counts, 1)
+
+
+# --difficulty: what it is called in figures and help, and a function of corpus and lines (N,) that gives a number for
+# each line, float64; larger is harder. Another score is another entry.
+DIFFICULTY = {
+    "surprisal": ("unigram surprisal of the line, nats", surprisal),
+    "length": ("length of the line, tokens", length),
+    "rarity": ("mean unigram surprisal of its tokens, nats", rarity),
+}
 
 
 def order_lines(corpus: "Corpus", order: str, kind: str, seed: int, share: float = 1.0) -> np.ndarray:
@@ -81,7 +99,7 @@ def order_lines(corpus: "Corpus", order: str, kind: str, seed: int, share: float
     """
     lines = corpus.train_lines()
     if order == "curriculum" or share < 1:
-        lines = lines[np.argsort(difficulty(corpus, lines, kind), kind="stable")]
+        lines = lines[np.argsort(DIFFICULTY[kind][1](corpus, lines), kind="stable")]
         ends = np.cumsum(corpus.line_start[lines + 1] - corpus.line_start[lines])
         lines = lines[: np.searchsorted(ends, share * ends[-1]) + 1]
     return np.random.default_rng(seed).permutation(lines) if order != "curriculum" else lines
@@ -91,6 +109,11 @@ def join(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
     """The tokens of `lines` in that order, uint16; every line ends with the end-of-text token."""
     parts = np.array_split(lines, max(1, len(lines) // CHUNK))
     return np.concatenate([corpus.tokens[_positions(corpus, part)[0]] for part in parts])
+
+
+def count_tokens(corpus: "Corpus", lines: np.ndarray) -> int:
+    """How many tokens these lines have, end-of-text included."""
+    return int((corpus.line_start[lines + 1] - corpus.line_start[lines]).sum())
 
 
 def count_batches(n_tokens: int, block_size: int, batch_size: int) -> int:
@@ -104,8 +127,8 @@ class Stream:
     Batch b is always the same B blocks. An epoch visits each batch once: in order, or, with `reshuffle`, in an order
     drawn anew for every epoch. How often a visited batch is repeated is not decided here.
 
-    With `focus`, a share, epochs go Learn, Focus, Review and so on (Prakriya et al., arXiv 2409.06131): all batches;
-    batches of that share of the blocks whose tracked loss is the largest; all batches again.
+    With `focus`, epochs go Learn, Focus, Review and so on (Prakriya et al., arXiv 2409.06131): all batches; batches of
+    the share FOCUS of the blocks whose tracked loss is the largest; all batches again.
 
     With `once` there is one epoch only, as when text streams by: a batch that was left does not come back. What follows
     the last one are batches drawn from the buffer. `buffer` is how many blocks of those met before are kept (None: all
@@ -114,7 +137,7 @@ class Stream:
 
     def __init__(
         self, tokens: np.ndarray, block_size: int, batch_size: int, reshuffle: bool = False, seed: int = 0,
-        focus: float | None = None, once: bool = False, buffer: int | None = None,
+        focus: bool = False, once: bool = False, buffer: int | None = None,
     ):  # fmt: skip
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.n_batches = count_batches(len(tokens), block_size, batch_size)
@@ -135,7 +158,7 @@ class Stream:
         self.visits = self._visits(epoch)
         self.hardest = None
         if self.focus and epoch % 3 == 1:
-            n = max(1, round(self.focus * self.n_batches)) * self.batch_size
+            n = max(1, round(FOCUS * self.n_batches)) * self.batch_size
             hardest = np.argsort(-self.losses, kind="stable")[:n]
             self.hardest = np.random.default_rng([self.seed, epoch]).permutation(hardest).reshape(-1, self.batch_size)
 
@@ -229,7 +252,7 @@ class Stream:
         return (batches[:, None] * self.batch_size + np.arange(self.batch_size)).ravel()
 
 
-def validation_blocks(corpus: "Corpus", block_size: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def validation_blocks(corpus: "Corpus", block_size: int, max_tokens: int = 65536) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets (N, T), int64, of the held-out documents, in their own order.
 
     The target is -100 (does not count) in lines that also stand word for word in the training text, and in the padding

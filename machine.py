@@ -10,12 +10,14 @@ import ctypes
 import datetime
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 
 # --- Devices ----------------------------------------------------------------------------------------------------------
 
@@ -81,6 +83,22 @@ def copy_to_host(x: Tensor) -> Callable[[], float | list[float]]:
     return read
 
 
+# --- Signals ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def caught_signals() -> Iterator[list[int]]:
+    """A list that the signals asking a run to end are put into, so that it can save first."""
+    received: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    old = {number: signal.signal(number, lambda n, _: received.append(n)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
 # --- Several processes ------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +148,12 @@ def mean_over_processes(x: Tensor) -> Tensor:
         distributed.all_reduce(x)
         x /= n_processes()
     return x
+
+
+def for_all_processes(model: torch.nn.Module, compiled: bool) -> Callable:
+    """The model's forward pass: compiled if wanted; of several processes, one whose gradients are averaged."""
+    forward = DistributedDataParallel(model) if n_processes() > 1 else model
+    return torch.compile(forward) if compiled else forward
 
 
 def own_rows(x: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ PRESETS = {
     "117m": Config(n_layer=12, n_embd=768, n_head=12, n_kv_head=3, n_mlp=3136, vocab_size=16384),
     "small": Config(n_layer=6, n_embd=320, n_head=5, n_kv_head=1, n_mlp=1024, vocab_size=8192),
     "tiny": Config(n_layer=4, n_embd=128, n_head=4, n_kv_head=2, n_mlp=384, vocab_size=2048),
+    "nano": Config(n_layer=1, n_embd=16, n_head=2, n_kv_head=1, n_mlp=24, vocab_size=400),  # for smoke tests
 }
 
 

@@ -11,25 +11,27 @@ Writes results/e2.json (every number), e2.md (the tables), e2.png and e2.svg. Go
 """
 
 import argparse
-import dataclasses
+import contextlib
 import json
 import os
 import shlex
 import statistics
+import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-import bcp
-import curriculum
-import data
-from model import PRESETS, Transformer
+import checkpoint
+import flags
+import journal
+import train
 from tools import compare
 
 OUT, FILE = Path("out/e2"), Path("results/e2.json")
 ETAS, THRESHOLDS = (0.01, 0.03, 0.1, 0.3, 1.0), (1.0, 1.5)
-PULLS = {"p = 1": "--p=1", "p = 1, prox": "--p=1 --prox", "p = 2": "--p=2"}
+PULLS = {"p = 1": "--p=1", "p = 1, prox": "--p=1 --pull=prox", "p = 2": "--p=2"}
 DECADES = {
     "p = 1": (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1),
     "p = 1, prox": (1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 1e-1),
@@ -58,37 +60,55 @@ def all_runs() -> list[str]:
 
 def summary(out: Path) -> dict:
     """What a run did: its visits to batches, how well alpha agrees with the sum of the excess, where it ended."""
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    flags = json.loads((out / "config.json").read_text())["flags"]
-    visits: list[list[dict]] = []
-    for record in (record for record in records if "loss" in record):
-        if record["repeat"] == 1:
-            visits.append([])
-        visits[-1].append(record)
-    gap, clamped = 0.0, 0
+    records, its_flags = journal.read(out), checkpoint.read_config(out)["flags"]
+    visits, gap, clamped = journal.visits(records), 0.0, 0
     for visit in visits:
         excess = 0.0
         for record in visit:
-            excess += record["loss"] - flags["goal"]
-            gap = max(gap, abs(record["alpha"] - (1 + flags["eta"] * excess)))
+            excess += record["loss"] - its_flags["goal"]
+            gap = max(gap, abs(record["alpha"] - (1 + its_flags["eta"] * excess)))
             if record["alpha"] < 0:  # from here on the clamped value is what the next one starts from
                 clamped += 1
                 break
     first = {record["repeat"]: record for record in visits[0]}.get(REPEAT, {})
-    left = [[left, now] for record in records for _, _, left, now in record.get("forgetting", [])]
+    lost = [now - left for _, _, left, now in journal.forgetting(records)]
     return {
-        "flags": flags,
+        "flags": its_flags,
         "visits": [[len(v), v[0]["loss"], statistics.fmean(r["loss"] for r in v), v[-1]["loss"]] for v in visits],
         "met": len(visits),
-        "unconverged": sum(len(visit) >= flags["max_repeats"] for visit in visits),
+        "unconverged": sum(visit[-1]["done"] == "unconverged" for visit in visits),
         "gap": gap,
         "clamped": clamped,
         "distance": first.get("anchor_dist"),
         "unmoved": first.get("unmoved"),
         "loss": first.get("loss"),
-        "forgetting": statistics.fmean(now - left for left, now in left) if left else None,
-        "val_loss": records[-1].get("val_loss"),
+        "forgetting": statistics.fmean(lost) if lost else None,
+        "val_loss": journal.evaluations(records)[-1]["val_loss"],
     }
+
+
+@dataclass
+class Given:
+    """In alpha's place: one of these alphas for each update; those numbered in `fixed`, from 0, keep the batch."""
+
+    alphas: list[float]
+    fixed: range
+    updates: int = 0
+    alpha: float = 1.0
+    repeats: int = 0
+
+    def update(self, loss: float) -> float:
+        self.alpha = self.alphas[self.updates]
+        self.updates += 1
+        self.repeats += 1
+        return self.alpha
+
+    def restart(self) -> None:
+        self.repeats = 0
+
+    @property
+    def done(self) -> str | None:
+        return None if self.updates in self.fixed else "given"
 
 
 def step_lengths(alphas: list[float], fixed: range, on: str, beta2: float, seed: int) -> list[float]:
@@ -96,26 +116,13 @@ def step_lengths(alphas: list[float], fixed: range, on: str, beta2: float, seed:
 
     Each update takes a new batch, 8 blocks of the text in random order; those in `fixed` take the same one.
     """
-    corpus = data.open_prepared(data.prepare("toy", Path("data/cache"), propose=PRESETS["tiny"].vocab_size))
-    lines = curriculum.order_lines(corpus, "random", "surprisal", seed)
-    stream = curriculum.Stream(curriculum.join(corpus, lines), 64, 8)
-    torch.manual_seed(seed)
-    model = Transformer(dataclasses.replace(PRESETS["tiny"], vocab_size=corpus.vocab_size))
-    W = list(model.parameters())
-    optimizer = torch.optim.AdamW(W, lr=2e-3, betas=(0.9, beta2), weight_decay=0.0, fused=True)
-    lengths = []
-    for update, alpha in enumerate(alphas):
-        x, y = (torch.from_numpy(part) for part in stream.blocks())
-        model(x, y).backward()
-        bcp.clip_and_scale([w.grad for w in W], 1.0, alpha if on == "loss" else 1.0)
-        optimizer.param_groups[0]["lr"] = 2e-3 * (alpha if on == "lr" else 1.0)
-        before = [w.detach().clone() for w in W]
-        optimizer.step()
-        optimizer.zero_grad()
-        lengths.append(bcp.distance(W, before))
-        if update + 1 not in fixed:
-            stream.advance()
-    return lengths
+    usual = "--mode=random --order=shuffled-once --preset=tiny --batch-size=8 --lr=2e-3 --warmup=0 --device=cpu"
+    more = f"--weight-decay=0 --norms-every=1 --alpha-on={on} --beta2={beta2:g} --seed={seed}"
+    run = train.start(flags.get_args(shlex.split(f"{usual} {more}")))
+    run.folder, run.alpha, run.end = None, Given(alphas, fixed), len(alphas)  # nothing is scored or saved
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(journal.Journal(run, Path(folder))) as kept:
+        train.train(run, kept, [])
+        return [record["step_norm"] for record in kept.records]
 
 
 WARM, RISE, AFTER = 60, 80, 100  # updates before alpha moves, while it rises to 10 and falls, and after

@@ -33,14 +33,16 @@ import tqdm  # noqa: E402
 
 import checkpoint  # noqa: E402
 import data  # noqa: E402
+import journal  # noqa: E402
 import toy  # noqa: E402
+from flags import get_args  # noqa: E402
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["train", "tiktoken", "torch._dynamo"])  # the last is imported by optimizers
 tqdm.tqdm.set_lock(threading.RLock())  # its own, for several processes, is reported as leaked by those that are killed
 
-SIZES = "--n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --block-size=16 --batch-size=16".split()
-SHORT = "--epochs=2 --warmup=3 --lr=0.01 --norms-every=1 --save-every=3 --eval-every=7 --average-last=2".split()
+NANO = "--preset=nano --vocab-size=400 --device=cpu".split()
+SHORT = "--epochs=2 --norms-every=1 --save-every=3 --eval-every=7 --keep-weights".split()
 REGIMES = {
     "random": ["--mode=random"],
     "curriculum": ["--mode=curriculum", "--lr-schedule=cosine"],
@@ -89,7 +91,7 @@ def training(flags: list[str], log: Path) -> None:
         os.dup2(file.fileno(), 2)
     import train
 
-    sys.exit(train.main(train.get_args(flags)))
+    sys.exit(train.main(get_args(flags)))
 
 
 def warm_up() -> None:
@@ -119,22 +121,21 @@ def text(folder: Path, words: int = 2500) -> Path:
 
 
 def flags_for(folder: Path) -> list[str]:
-    return [f"--data={text(folder)}", f"--cache={folder / 'cache'}", "--vocab-size=400", "--device=cpu", *SIZES]
+    return [f"--data={text(folder)}", f"--cache={folder / 'cache'}", *NANO]
 
 
 # --- Kills ------------------------------------------------------------------------------------------------------------
 
 
 def lines(out: Path) -> list[dict]:
-    """The whole lines of metrics.jsonl."""
-    file = out / checkpoint.METRICS
-    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]] if file.exists() else []
+    """The records of metrics.jsonl; none if it is not there yet."""
+    return journal.read(out) if (out / journal.FILE).exists() else []
 
 
 def places(out: Path, repeated: bool) -> list[int]:
     """Where in metrics.jsonl the updates begin, or, where there are such, only those that repeat a batch."""
     starts, again, at = [], [], 0
-    for line in (out / checkpoint.METRICS).read_bytes().splitlines(keepends=True):
+    for line in (out / journal.FILE).read_bytes().splitlines(keepends=True):
         record = json.loads(line)
         starts += [at] if "loss" in record else []
         again += [at] if record.get("repeat", 1) > 1 else []
@@ -154,10 +155,11 @@ def equal(one: object, other: object) -> bool:
 
 
 def same_run(one: Path, other: Path) -> bool:
-    """Weights, moments, anchor, alpha, average, and the record of every update and evaluation."""
-    files = [checkpoint.NAME, checkpoint.AVERAGE]
-    states = all(equal(checkpoint.load(one / name), checkpoint.load(other / name)) for name in files)
-    return states and (one / checkpoint.METRICS).read_bytes() == (other / checkpoint.METRICS).read_bytes()
+    """Weights, moments, anchor, alpha, the weights kept, and the record of every update and evaluation."""
+    kept, other_kept = ([file.name for _, file in checkpoint.kept_weights(out)] for out in (one, other))
+    if kept != other_kept or (one / journal.FILE).read_bytes() != (other / journal.FILE).read_bytes():
+        return False
+    return all(equal(checkpoint.load(one / name), checkpoint.load(other / name)) for name in (checkpoint.NAME, *kept))
 
 
 def wait(process: multiprocessing.Process, until: Callable[[], bool]) -> None:
@@ -190,7 +192,7 @@ def kills(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
                 time.sleep(rng.uniform(0, seconds[name]))
             else:
                 place = rng.choice(places(whole[name], repeated=trial % 3 == 2))
-                metrics, part = out / checkpoint.METRICS, out / (checkpoint.NAME + ".part")
+                metrics, part = out / journal.FILE, out / (checkpoint.NAME + ".part")
                 wait(process, lambda: metrics.exists() and metrics.stat().st_size >= place)  # noqa: B023
                 if trial % 3 == 1:
                     wait(process, part.exists)
@@ -200,8 +202,8 @@ def kills(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
                 break
         counts["kills"] += 1
         counts["while writing a checkpoint"] += (out / (checkpoint.NAME + ".part")).exists()
-        updates = [record for record in lines(whole[name]) if "loss" in record]
-        reached = sum("loss" in record for record in lines(out))
+        updates = journal.updates(lines(whole[name]))
+        reached = len(journal.updates(lines(out)))
         counts["within a batch's repeats"] += 0 < reached < len(updates) and updates[reached]["repeat"] > 1
         counts["identical"] += finish([*mine, "--resume"], out) and same_run(whole[name], out)
     return counts
@@ -289,7 +291,7 @@ def memory(updates: int, folder: Path) -> dict[str, float]:
     process.join()
     if process.exitcode:
         raise RuntimeError(f"the long run failed, see {out}.log")
-    return {"updates": sum("loss" in record for record in lines(out)), "first": first, "most": most}
+    return {"updates": len(journal.updates(lines(out))), "first": first, "most": most}
 
 
 # --- Command line -----------------------------------------------------------------------------------------------------

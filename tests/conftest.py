@@ -1,5 +1,5 @@
 """Corpora at tiny sizes, one made by hand from token ids, one from real lines of the built-in grammar; small files of
-every task."""
+every task; a run that takes a second; what a refusal is."""
 
 import json
 import os
@@ -8,15 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chaos import NANO, program, text
 
+import checkpoint
 import data
+import journal
 import tasks
 import toy
+import train
+from flags import get_args
 
 torch.set_num_threads(1)  # at these sizes a second thread costs more than it brings
 os.environ["OMP_NUM_THREADS"] = "1"  # the same for programs that tests start, so that their numbers agree
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -48,9 +54,7 @@ def corpus_of(documents: list[list[list[int]]], vocab_size: int, held_out=(), la
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory) -> Path:
     """Some 2,500 words of the built-in corpus as a plain text file, an empty line between documents."""
-    file = tmp_path_factory.mktemp("text") / "scenes.txt"
-    file.write_text("\n\n".join("\n".join(scene) for scene in toy.documents(words=2500)) + "\n")
-    return file
+    return text(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="session")
@@ -99,3 +103,52 @@ def eval_files(tmp_path_factory) -> Path:
     (folder / "reading").mkdir()
     (folder / "reading" / "reading_data.csv").write_text("\n".join(",".join(map(str, row)) for row in table) + "\n")
     return folder
+
+
+# --- Runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def flags(text_file, cache) -> list[str]:
+    """Flags of a run that takes a second."""
+    return [f"--data={text_file}", f"--cache={cache}", *NANO, "--eval-every=1000", "--norms-every=1"]
+
+
+def run(flags: list[str], out: Path, *more: str) -> tuple[list[dict], list[dict]]:
+    """Train into `out`; the update and the evaluation records of its metrics.jsonl."""
+    assert train.main(get_args([*flags, f"--out={out}", *more])) == 0
+    records = journal.read(out)
+    return journal.updates(records), journal.evaluations(records)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(out / checkpoint.NAME)["model"]
+
+
+def n_batches(flags: list[str], tmp_path: Path) -> int:
+    """How many batches the text of these flags makes."""
+    return train.start(get_args([*flags, f"--out={tmp_path / 'none'}"])).stream.n_batches
+
+
+# --- Refusals ---------------------------------------------------------------------------------------------------------
+
+
+def tree(place: Path) -> dict[str, bytes | None]:
+    """What is in a folder: the content of every file; None stands for a folder."""
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(place.rglob("*"))}
+
+
+def check_refusal(stderr: str, name: str, *wanted: str) -> None:
+    """One line that begins with the program's name and says what is wanted."""
+    assert stderr.count("\n") == 1, stderr
+    assert name.removesuffix(".py").replace("/", ".") in stderr.split(": ")[0]
+    assert [part for part in wanted if part not in stderr] == [], stderr
+
+
+def refused(safe: Path, words: list, *wanted: str, status: int = 2, folder: Path | None = None) -> None:
+    """The command line `words`, typed in `folder`, ends in one line on stderr that says all of `wanted`, with exit
+    status 2, or 1 where the machine is in the way; in the folder `safe` nothing is written, changed or deleted."""
+    before = tree(safe)
+    got, stderr = program(*words, folder=folder)
+    check_refusal(stderr, str(words[0]), *wanted)
+    assert got == status and tree(safe) == before

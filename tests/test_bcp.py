@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bcp import Alpha, clip_and_scale, distance, drop_anchor, pull_back
+from bcp import Alpha, Times, clip_and_scale, drop_anchor, pull_back
+from journal import distance
 from machine import copy_to_host
 from model import Config, Transformer
 
@@ -24,37 +25,37 @@ def test_alpha_follows_the_formula():
     # 1 + 0.5 (4 - 2) = 2;  2 + 0.5 (3 - 2) = 2.5;  2.5 + 0.5 (1 - 2) = 2;  2 + 0.5 (0.5 - 2) = 1.25
     raw, alpha = run([4.0, 3.0, 1.0, 0.5])
     assert raw == [2.0, 2.5, 2.0, 1.25]
-    assert (alpha.alpha, alpha.falls, alpha.repeats, alpha.converged) == (1.25, 2, 4, False)
+    assert (alpha.alpha, alpha.falls, alpha.repeats, alpha.done) == (1.25, 2, 4, None)
 
 
 def test_batch_converges_after_patience_falls_in_a_row_below_the_threshold():
     # 1.5, 1.0 (a fall, but not below 1), 0.5 (second fall, below 1)
     raw, alpha = run([3.0, 1.0, 1.0, 1.0])
-    assert raw == [1.5, 1.0, 0.5] and alpha.converged
+    assert raw == [1.5, 1.0, 0.5] and alpha.done == "converged"
     raw, alpha = run([3.0, 1.0, 1.0, 1.0, 1.0], patience=4)
-    assert raw == [1.5, 1.0, 0.5, 0.0, -0.5] and alpha.converged
+    assert raw == [1.5, 1.0, 0.5, 0.0, -0.5] and alpha.done == "converged"
 
 
 def test_one_fall_below_the_threshold_is_not_convergence():
     raw, alpha = run([1.0])
-    assert raw == [0.5] and not alpha.converged
+    assert raw == [0.5] and alpha.done is None
 
 
 def test_a_rise_starts_the_count_again():
     raw, alpha = run([1.0, 3.0, 1.0])  # 0.5 (fall), 1.0 (rise), 0.5 (fall)
-    assert raw == [0.5, 1.0, 0.5] and alpha.falls == 1 and not alpha.done
+    assert raw == [0.5, 1.0, 0.5] and alpha.falls == 1 and alpha.done is None
 
 
 def test_an_unchanged_alpha_is_no_fall():
     _, alpha = run([1.0, 2.0])
-    assert alpha.falls == 0 and not alpha.done
+    assert alpha.falls == 0 and alpha.done is None
 
 
 def test_the_threshold_looks_at_alpha_and_not_at_the_loss():
     raw, alpha = run([9.0, 1.0, 1.0, 1.0])  # 4.5, 4.0, 3.5, 3.0: the loss is below the goal, alpha is not down yet
-    assert raw == [4.5, 4.0, 3.5, 3.0] and not alpha.done
+    assert raw == [4.5, 4.0, 3.5, 3.0] and alpha.done is None
     _, alpha = run([9.0, 1.0, 1.0], threshold=4.0)
-    assert alpha.converged and alpha.repeats == 3
+    assert alpha.done == "converged" and alpha.repeats == 3
 
 
 SETTINGS = {
@@ -82,8 +83,8 @@ def test_any_losses_and_settings_give_the_alpha_of_the_description(settings, los
             break
     raw, alpha = run(losses, **settings)
     assert raw == raws and alpha.alpha == alphas[-1] >= 0
-    assert alpha.repeats == len(raws) and alpha.done == (done is not None)
-    assert done is None or alpha.converged == converged
+    assert alpha.repeats == len(raws)
+    assert alpha.done == (None if done is None else "converged" if converged else "unconverged")
     if min(raws) >= 0:
         excess = sum(loss - settings["goal"] for loss in losses[: len(raws)])
         assert alpha.alpha == pytest.approx(1 + settings["eta"] * excess, abs=1e-6)
@@ -95,12 +96,22 @@ def test_alpha_is_clamped_at_zero_and_a_clamped_alpha_still_falls():
     alpha = Alpha(eta=1.0, goal=2.0, patience=3)
     raws = [alpha.update(0.5) for _ in range(3)]  # 1 - 1.5 = -0.5, clamped; then 0 - 1.5, clamped again
     assert raws == [-0.5, -1.5, -1.5]
-    assert alpha.alpha == 0.0 and alpha.falls == 3 and alpha.converged
+    assert alpha.alpha == 0.0 and alpha.falls == 3 and alpha.done == "converged"
 
 
 def test_safety_stop_counts_as_done_but_not_as_converged():
     raw, alpha = run([5.0] * 10, max_repeats=4)
-    assert len(raw) == 4 and alpha.done and not alpha.converged
+    assert len(raw) == 4 and alpha.done == "unconverged"
+
+
+def test_without_alpha_a_batch_is_done_after_so_many_updates_whatever_its_loss():
+    times, done = Times(3), []
+    for loss in (9.0, 0.1, 5.0, 1.0, 1.0, 1.0):
+        assert times.update(loss) is None and times.alpha == 1.0
+        done.append((times.repeats, times.done))
+        if times.done:
+            times.restart()
+    assert done == 2 * [(1, None), (2, None), (3, "repeated")]
 
 
 def test_alpha_is_one_plus_eta_times_the_summed_excess():
@@ -165,7 +176,7 @@ def test_gradient_is_clipped_before_alpha_multiplies_it():
 
 
 def test_distance_is_the_norm_over_all_tensors():
-    assert distance(tensors([3.0], [[0.0]]), tensors([0.0], [[4.0]])) == pytest.approx(5.0)
+    assert distance(tensors([3.0, 0.0], [[-4.0]])) == pytest.approx(5.0)
 
 
 def test_a_scalar_reaches_the_host_in_full_precision():

@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-from chaos import SIZES
-
 from tools import calibrate
 
 
 def test_a_training_that_was_stopped_goes_on(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = [f"--cache={cache}", "--device=cpu", *SIZES, "--eval-every=1"]
+    flags = [f"--cache={cache}", "--preset=nano", "--device=cpu", "--eval-every=1"]
     calibrate.trained_scores(0, *flags, "--max-updates=2")
     quarter, end = calibrate.trained_scores(0, *flags, "--max-updates=4")
     records = [json.loads(line) for line in Path("out/calibrate/random-s0/metrics.jsonl").read_text().splitlines()]

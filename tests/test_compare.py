@@ -68,12 +68,13 @@ def test_spread_and_paired_difference_by_hand():
 
 
 def test_means_of_weights_have_a_row_and_forgetting_has_columns(tmp_path, cache, monkeypatch):
-    more = "--max-updates=12 --eval-every=4 --epochs=1 --average-last=2 --track-forgetting=2 --order=curriculum"
+    more = "--max-updates=12 --eval-every=4 --epochs=1 --keep-weights --track-forgetting=2 --order=curriculum"
     grid = tmp_path / "small.toml"
-    grid.write_text(GRID.format(cache=cache, more=more + " --block-size=512 --batch-size=8"))
+    text = GRID.format(cache=cache, more=more + " --block-size=512 --batch-size=8")
+    grid.write_text('average = "--last=2"\n' + text)
     monkeypatch.chdir(tmp_path)
     for run in ("random", "bcp, p = 2"):  # one after the other
-        monkeypatch.setattr(sys, "argv", ["compare", str(grid), "--only", run])
+        monkeypatch.setattr(sys, "argv", ["compare", str(grid), "--jobs=2", "--only", run])
         compare.main()
     results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
     rows = [line.split(" | ") for line in (tmp_path / "results" / "small.md").read_text().splitlines()]
@@ -88,9 +89,34 @@ def test_means_of_weights_have_a_row_and_forgetting_has_columns(tmp_path, cache,
         assert run["forgotten"] == pytest.approx(
             sum(now - left for _, _, left, now in entries) / len(entries), abs=1e-4
         )
-        assert run["averaged"]["average_toy"] == pytest.approx(records[-1]["average_toy"], abs=1e-4)
-        gaps.append(results["bcp, p = 2"][seed]["averaged"]["average_val_loss"] - run["averaged"]["average_val_loss"])
+        averaged = json.loads((tmp_path / "out" / "small" / f"random-s{seed}" / "average.json").read_text())
+        assert run["averaged"] == compare.rounded(averaged) and averaged["updates"] == [8, 12]
+        gaps.append(results["bcp, p = 2"][seed]["averaged"]["val_loss"] - run["averaged"]["val_loss"])
     assert f"{sum(gaps) / 2:+.2f} [" in rows[-1][6]
+
+    grid.write_text('average = "--last=3"\n' + text)  # another mean, of the same trainings
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("checkpoint.pt")}
+    monkeypatch.setattr(sys, "argv", ["compare", str(grid), "--jobs=2", "--only", "random"])
+    compare.main()
+    results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
+    assert [run["averaged"]["updates"] for run in results["random"].values()] == [[4, 8, 12]] * 2
+    assert before == {file: file.stat().st_mtime_ns for file in before} and len(before) == 4
+
+
+def test_without_scipy_the_table_has_no_intervals_and_a_line_says_so(tmp_path, monkeypatch, capsys):
+    flags = {seed: {"flags": f"--seed={seed}"} for seed in ("0", "1")}
+    reached = {"val_loss": 2.0, "toy": None, "seen": 100.0, "passes": 1.0, "repeats": 1, "evaluations": [
+        {"update": update, "val_loss": 2.0, "toy": None, "passes": update} for update in (0, 4)]}  # fmt: skip
+    results = {"a": {seed: run | reached for seed, run in flags.items()}}
+    monkeypatch.chdir(tmp_path)
+    Path("a.toml").write_text("seeds = [0, 1]\nreference = 'a'\n[runs]\na = ''\n")
+    Path("results").mkdir()
+    Path("results/a.json").write_text(json.dumps({"grid": {}, "results": results}))
+    monkeypatch.setattr(compare, "SCIPY", False)
+    monkeypatch.setattr(sys, "argv", ["compare", "a.toml"])
+    compare.main()
+    assert "no intervals: scipy is missing (pip install scipy)" in capsys.readouterr().out.splitlines()[0]
+    assert compare.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0], 2) == "+2.00"
 
 
 @pytest.mark.parametrize(

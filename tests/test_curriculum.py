@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import curriculum
 import data
 import toy
+import train
+from flags import get_args, get_parser
 
 
 @pytest.fixture
@@ -22,14 +24,18 @@ def corpus():
     return corpus_of([[[2, 0], [0]], [[1, 0, 1]], [[2, 2, 2, 2], [0]]], vocab_size=5, held_out=[2], seen=[4])
 
 
+def difficulty(corpus: data.Corpus, lines: np.ndarray, name: str = "surprisal") -> np.ndarray:
+    return curriculum.DIFFICULTY[name][1](corpus, lines)
+
+
 def test_difficulty_is_the_summed_unigram_surprisal(corpus):
     s = [-math.log(3 / 6), -math.log(2 / 6), -math.log(1 / 6)]
     lines = corpus.train_lines()
     assert list(lines) == [0, 1, 2]
     expected = [s[2] + s[0], s[0], 2 * s[1] + s[0]]
-    np.testing.assert_allclose(curriculum.difficulty(corpus, lines), expected)
-    np.testing.assert_allclose(curriculum.difficulty(corpus, lines, "rarity"), np.divide(expected, [2, 1, 3]))
-    np.testing.assert_allclose(curriculum.difficulty(corpus, lines, "length"), [2, 1, 3])
+    np.testing.assert_allclose(difficulty(corpus, lines), expected)
+    np.testing.assert_allclose(difficulty(corpus, lines, "rarity"), np.divide(expected, [2, 1, 3]))
+    np.testing.assert_allclose(difficulty(corpus, lines, "length"), [2, 1, 3])
 
 
 def test_bigram_entropy_is_that_of_a_token_given_the_one_before():
@@ -44,22 +50,31 @@ def test_bigram_entropy_is_that_of_a_token_given_the_one_before():
 def test_speaker_labels_do_not_count():
     plain = corpus_of([[[1, 2], [1]]], vocab_size=9)
     labelled = corpus_of([[[7, 8, 1, 2], [1]]], vocab_size=9, labels=[2, 0])
-    for kind in ("surprisal", "length", "rarity"):
-        expected = curriculum.difficulty(plain, plain.train_lines(), kind)
-        np.testing.assert_allclose(curriculum.difficulty(labelled, labelled.train_lines(), kind), expected)
+    for name in curriculum.DIFFICULTY:
+        expected = difficulty(plain, plain.train_lines(), name)
+        np.testing.assert_allclose(difficulty(labelled, labelled.train_lines(), name), expected)
+
+
+def test_another_difficulty_is_one_entry_in_the_table(flags, tmp_path, monkeypatch):
+    label = "its place in the text, the last line first"
+    entry = (label, lambda corpus, lines: -lines.astype(float))
+    monkeypatch.setitem(curriculum.DIFFICULTY, "place", entry)
+    run = train.start(get_args([*flags, "--mode=curriculum", "--difficulty=place", f"--out={tmp_path / 'run'}"]))
+    backwards = curriculum.join(run.corpus, run.corpus.train_lines()[::-1])
+    assert (run.stream.tokens == backwards).all() and f"place: {label}" in " ".join(get_parser().format_help().split())
 
 
 def test_curriculum_ascends_and_random_is_a_seeded_shuffle(corpus):
     assert list(curriculum.order_lines(corpus, "curriculum", "surprisal", seed=0)) == [1, 0, 2]
     many = corpus_of([[[0]] * 50], vocab_size=3)
-    one, same, other = (curriculum.order_lines(many, "random", "surprisal", seed) for seed in (1, 1, 2))
+    one, same, other = (curriculum.order_lines(many, "shuffled-once", "surprisal", seed) for seed in (1, 1, 2))
     assert sorted(one) == list(range(50)) and list(one) == list(same) and list(one) != list(other)
 
 
 def test_single_words_come_before_sentences(text_file, cache):
     prepared = data.open_prepared(data.prepare(str(text_file), cache, vocab_size=400, quiet=True))
     lines = curriculum.order_lines(prepared, "curriculum", "surprisal", seed=0)
-    scores = curriculum.difficulty(prepared, lines)
+    scores = difficulty(prepared, lines)
     assert (np.diff(scores) >= 0).all()
     tokenizer = data.load_tokenizer(prepared.folder / "tokenizer.json")
     words = []
@@ -205,9 +220,9 @@ def test_a_share_of_the_text_is_its_easy_lines_in_either_order():
 
 def test_learn_focus_review_takes_all_then_the_hardest_then_all():
     tokens = np.arange(24 * 4 + 1, dtype=np.uint16)
-    stream = curriculum.Stream(tokens, 4, 4, reshuffle=True, seed=3, focus=0.34)  # 6 batches of 4 blocks
+    stream = curriculum.Stream(tokens, 4, 4, reshuffle=True, seed=3, focus=True)  # 6 batches of 4 blocks
     seen, epochs = [], []
-    for _ in range(2 * (6 + 2 + 6)):
+    for _ in range(2 * (6 + 3 + 6)):
         rows = stream.rows
         x, y = stream.blocks()
         assert x[:, 0].tolist() == (4 * rows).tolist() and (y == x + 1).all()
@@ -215,10 +230,10 @@ def test_learn_focus_review_takes_all_then_the_hardest_then_all():
         epochs.append((stream.epoch, stream.batch is None))
         stream.track(np.where(rows % 3 == 0, 5.0, 1.0) + rows / 100)  # every third block is hard
         stream.advance()
-    assert [epochs.count((e, e % 3 == 1)) for e in range(6)] == [6, 2, 6, 6, 2, 6]
-    hard = sorted(sum(seen[6:8], []))
-    assert hard == sorted(sorted(range(24), key=lambda row: -(5 * (row % 3 == 0) + row / 100))[:8])
-    assert sorted(sum(seen[:6], [])) == sorted(sum(seen[8:14], [])) == list(range(24))
+    assert [epochs.count((e, e % 3 == 1)) for e in range(6)] == [6, 3, 6, 6, 3, 6]
+    hard = sorted(sum(seen[6:9], []))
+    assert hard == sorted(sorted(range(24), key=lambda row: -(5 * (row % 3 == 0) + row / 100))[:12])
+    assert sorted(sum(seen[:6], [])) == sorted(sum(seen[9:15], [])) == list(range(24))
 
 
 def test_a_stream_goes_on_in_the_middle_of_a_focus():
@@ -231,7 +246,7 @@ def test_a_stream_goes_on_in_the_middle_of_a_focus():
         return taken
 
     tokens = np.arange(24 * 4 + 1, dtype=np.uint16)
-    stream, other = (curriculum.Stream(tokens, 4, 4, True, 5, focus=0.5) for _ in range(2))
+    stream, other = (curriculum.Stream(tokens, 4, 4, True, 5, focus=True) for _ in range(2))
     rest(stream, 7)
     other.load_state(json.loads(json.dumps(stream.state())))
     assert rest(other, 20) == rest(stream, 20)

@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import NANO, ROOT, refused, run
 
 import data
 import evaluate
 import sample
 import tasks
-import train
 from model import Config, Transformer
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +32,7 @@ def model():
 def run_folder(text_file, cache, tmp_path_factory):
     """A run of a few updates."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    flags = [f"--data={text_file}", f"--cache={cache}", "--vocab-size=400", "--device=cpu", "--n-layer=1",
-             "--n-embd=16", "--n-head=2", "--n-kv-head=1", "--n-mlp=24", "--block-size=16", "--batch-size=16",
-             "--max-updates=5", "--lr=0.01"]  # fmt: skip
-    assert train.main(train.get_args([*flags, f"--out={out}"])) == 0
+    run([f"--data={text_file}", f"--cache={cache}", *NANO], out, "--max-updates=5")
     return out
 
 
@@ -197,10 +192,7 @@ def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, eval_files, 
 def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
     """evaluate.py tokenises the pairs again, train.py takes them tokenised from the prepared folder: same numbers."""
     out = tmp_path / "run"
-    flags = [f"--cache={cache}", "--device=cpu", "--n-layer=1", "--n-embd=16", "--n-head=2", "--n-kv-head=1",
-             "--n-mlp=24"]  # fmt: skip
-    assert train.main(train.get_args([*flags, "--max-updates=2", "--eval-every=2", f"--out={out}"])) == 0
-    logged = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    _, (*_, logged) = run([f"--cache={cache}", *NANO], out, "--max-updates=2", "--eval-every=2")
     evaluate_main(out)
     row = results(out, "toy")["scores"][0]
     assert row["score"] == pytest.approx(logged["toy"]) and len(row["groups"]) >= 12
@@ -219,20 +211,15 @@ def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
         (["--task=toy"], "no run; give the folder of one"),
     ],
 )
-def test_wrong_flags_of_evaluate_are_one_line(capsys, argv, wanted):
-    with pytest.raises(SystemExit) as stopped:
-        evaluate.get_args(argv)
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2 and err.count("\n") == 1 and wanted in err
+def test_wrong_flags_of_evaluate_are_one_line(tmp_path, argv, wanted):
+    refused(tmp_path, ["evaluate.py", *argv], wanted)
 
 
-def test_a_folder_without_any_task_is_refused(run_folder, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        evaluate_main(run_folder, "--task=all", f"--data={tmp_path}")
-    assert stopped.value.code == 2 and "no folder of any task there" in capsys.readouterr().err
+def test_a_folder_without_any_task_is_refused(run_folder, tmp_path):
+    refused(run_folder, ["evaluate.py", run_folder, "--task=all", f"--data={tmp_path}"], "no folder of any task there")
 
 
-def test_folders_that_are_no_whole_run_are_refused(run_folder, tmp_path, capsys):
+def test_folders_that_are_no_whole_run_are_refused(run_folder, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(run_folder, broken)
     config = json.loads((broken / "config.json").read_text())
@@ -242,11 +229,8 @@ def test_folders_that_are_no_whole_run_are_refused(run_folder, tmp_path, capsys)
     shutil.copyfile(run_folder / "config.json", tmp_path / "bare" / "config.json")
     wanted = {tmp_path / "none": "no run there", broken: "other sizes", tmp_path / "bare": "no such file"}
     for folder, message in wanted.items():
-        for main in (evaluate_main, lambda run: sample.main(sample.get_args([str(run)]))):
-            with pytest.raises(SystemExit) as stopped:
-                main(folder)
-            err = capsys.readouterr().err
-            assert stopped.value.code == 2 and err.count("\n") == 1 and message in err
+        for program in ("evaluate.py", "sample.py"):
+            refused(tmp_path, [program, folder], message)
 
 
 def test_samples_start_with_the_prompt_and_repeat_by_seed(run_folder, capsys):

@@ -14,16 +14,17 @@ import torch
 
 import data
 import evaluate
+import flags
 import toy
 import train
 from model import Config
-from tools import export
+from tools import average, export
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing may ask for a network
 transformers = pytest.importorskip("transformers")
 
 ROOT = Path(__file__).resolve().parents[1]
-# What --tokenizer=gpt2 splits by (tiktoken's gpt2); the tokens themselves need a network.
+# What GPT-2's tokenizer splits by (tiktoken's gpt2); the tokens themselves need a network.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 ODD = [
@@ -41,10 +42,10 @@ ODD = [
 
 
 def make_run(cache: Path, out: Path, *more: str) -> Path:
-    flags = ["--data=toy", f"--cache={cache}", "--device=cpu", "--n-layer=2", "--n-embd=16", "--n-head=2",
-             "--n-kv-head=1", "--n-mlp=24", "--block-size=16", "--batch-size=16", "--lr=0.03", "--warmup=1",
-             "--val-tokens=512"]  # fmt: skip
-    assert train.main(train.get_args([*flags, *more, f"--out={out}"])) == 0
+    common = ["--data=toy", f"--cache={cache}", "--device=cpu", "--n-layer=2", "--n-embd=16", "--n-head=2",
+              "--n-kv-head=1", "--n-mlp=24", "--block-size=16", "--batch-size=16", "--lr=0.03",
+              "--warmup=1"]  # fmt: skip
+    assert train.main(flags.get_args([*common, *more, f"--out={out}"])) == 0
     return out
 
 
@@ -52,7 +53,8 @@ def make_run(cache: Path, out: Path, *more: str) -> Path:
 def run_folder(cache, tmp_path_factory):
     """A run of a few updates on the built-in corpus, with averaged weights and a score of evaluate.py."""
     out = make_run(cache, tmp_path_factory.mktemp("runs") / "run", "--max-updates=12", "--eval-every=4",
-                   "--average-last=2")  # fmt: skip
+                   "--keep-weights")  # fmt: skip
+    average.average(out, [8, 12])
     row = {"name": "blimp", "score": 61.25, "items": 67000, "low": 60.5, "high": 62.0}
     (out / "eval-blimp.json").write_text(json.dumps({"task": "blimp", "weights": "average", "scores": [row]}))
     return out
@@ -184,8 +186,8 @@ def test_the_model_card_names_flags_sizes_and_scores(run_folder, exported):
     assert f"| minimal pairs while training, % | {last['toy']:.1f} | last | update 12," in card
     assert "| blimp | 61.2 | average | 67,000 items, 95 % interval 60.5 to 62.0 |" in card
     assert "| n_embd | 16 |" in card and "those of the last update" in card
-    flags = card.split("python train.py ")[1].replace("\\\n", "").split()
-    again, saved = vars(train.get_args(flags)), json.loads((run_folder / "config.json").read_text())["flags"]
+    words = card.split("python train.py ")[1].replace("\\\n", "").split()
+    again, saved = vars(flags.get_args(words)), json.loads((run_folder / "config.json").read_text())["flags"]
     assert {name: again[name] for name in saved if name not in export.LOCAL} == {
         name: value for name, value in saved.items() if name not in export.LOCAL
     }

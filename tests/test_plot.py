@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-import bcp
-import checkpoint
+import flags
+import journal
 import train
 from tools import plot
 
 SIZES = "--n-layer=2 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --block-size=16 --batch-size=16".split()
-BCP = ["--mode=bcp", "--p=1", "--prox", "--goal=6.5", "--eta=0.5", "--norms-every=1", "--track-forgetting=5"]
+BCP = ["--mode=bcp", "--p=1", "--pull=prox", "--goal=6.5", "--eta=0.5", "--norms-every=1", "--track-forgetting=5"]
 FILES = {f"{name}.{kind}" for name in plot.FIGURES for kind in ("png", "svg")}
 
 
@@ -26,13 +26,13 @@ FILES = {f"{name}.{kind}" for name in plot.FIGURES for kind in ("png", "svg")}
 def runs(tmp_path_factory, cache, text_file) -> Path:
     """A folder with three runs: `bcp` and `random` on the built-in corpus, `plain` on a text without minimal pairs."""
     folder = tmp_path_factory.mktemp("runs")
-    flags = [f"--cache={cache}", "--device=cpu", *SIZES, "--lr=0.01", "--warmup=3", "--max-updates=60"]
+    common = [f"--cache={cache}", "--device=cpu", *SIZES, "--lr=0.01", "--warmup=3", "--max-updates=60"]
     for out, more in (
-        ("bcp", [*BCP, "--eval-every=20", "--plot"]),
+        ("bcp", [*BCP, "--eval-every=20"]),
         ("random", ["--mode=random", "--track-forgetting=5", "--eval-every=20"]),
         ("plain", ["--mode=random", f"--data={text_file}", "--vocab-size=400"]),
     ):
-        assert train.main(train.get_args([*flags, f"--out={folder / out}", *more])) == 0
+        assert train.main(flags.get_args([*common, f"--out={folder / out}", *more])) == 0
     return folder
 
 
@@ -55,13 +55,14 @@ def refused(monkeypatch, capsys, *words) -> str:
 
 
 def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / checkpoint.METRICS).read_text().splitlines()]
+    return journal.read(folder)
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def test_train_with_plot_draws_every_figure_into_the_run_folder(runs):
+def test_every_figure_is_drawn_into_the_run_folder(runs, monkeypatch):
+    main(monkeypatch, runs / "bcp")
     assert drawn(runs / "bcp" / "figures") == FILES
     for file in (runs / "bcp" / "figures").iterdir():
         content = file.read_bytes()
@@ -91,10 +92,11 @@ def test_the_same_runs_give_the_same_drawings(runs, tmp_path):
         """Without the ids of its parts, some of which hash addresses in memory."""
         return re.sub(rb"[a-z][0-9a-f]{10}", b"", file.read_bytes())
 
-    plot.draw([runs / "bcp"], tmp_path)
+    for folder in ("one", "other"):
+        plot.draw([runs / "bcp"], tmp_path / folder)
     for name in FILES:
         if name.endswith(".svg"):
-            assert drawing(tmp_path / name) == drawing(runs / "bcp" / "figures" / name)
+            assert drawing(tmp_path / "one" / name) == drawing(tmp_path / "other" / name)
 
 
 def test_a_run_whose_corpus_is_gone_and_one_that_is_not_finished_are_drawn(runs, tmp_path, capsys):
@@ -115,9 +117,10 @@ def test_a_run_whose_corpus_is_gone_and_one_that_is_not_finished_are_drawn(runs,
 def test_a_line_with_mathematics_and_control_characters_is_drawn_as_it_is(cache, tmp_path):
     lines = [f"{'$' * (1 + n % 3)}x_{n}^{{2}} < \\frac & \x0b{n}" for n in range(600)]
     (tmp_path / "odd.txt").write_text("\n\n".join("\n".join(lines[i : i + 6]) for i in range(0, 600, 6)))
-    flags = [f"--data={tmp_path / 'odd.txt'}", "--vocab-size=300", "--mode=random", "--max-updates=2", "--plot"]
+    more = [f"--data={tmp_path / 'odd.txt'}", "--vocab-size=300", "--mode=random", "--max-updates=2"]
     out = tmp_path / "run"
-    assert train.main(train.get_args([f"--cache={cache}", "--device=cpu", *SIZES, f"--out={out}", *flags])) == 0
+    assert train.main(flags.get_args([f"--cache={cache}", "--device=cpu", *SIZES, f"--out={out}", *more])) == 0
+    plot.draw([out], out / "figures")
     assert xml.dom.minidom.parse(str(out / "figures" / "difficulty.svg"))
 
 
@@ -141,44 +144,15 @@ def test_missing_and_damaged_runs_are_one_line(runs, tmp_path, monkeypatch, caps
 def test_without_matplotlib_one_line_says_what_to_install(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "pip install matplotlib" in refused(monkeypatch, capsys, runs / "bcp", "--out", tmp_path / "figures")
-    with pytest.raises(SystemExit) as stopped:  # before the training, not after it
-        train.get_args(["--plot"])
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2 and err.count("\n") == 1 and "pip install matplotlib" in err
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("alphas", "threshold", "patience", "wanted"),
-    [
-        ([1.2, 1.1, 0.9, 0.8], 1.0, 2, 3),
-        ([0.9, 0.8], 1.0, 2, 2),
-        ([0.9, 0.8], 1.0, 3, None),
-        ([1.5, 1.4, 1.3, 1.2], 1.0, 2, None),
-        ([1.5, 1.4, 1.3, 1.2], 1.25, 2, 4),
-        ([1.1, 0.9, 1.05, 0.95, 0.9], 1.0, 2, 5),  # a rise in between begins the count again
-        ([1.1, 0.9, math.nan, 0.8], 1.0, 2, 4),  # a skipped update changes nothing
-        ([-0.5, -0.1, -0.1], 1.0, 3, 3),  # a fall from the clamped 0, each time
-        ([], 1.0, 2, None),
-    ],
-)
-def test_moment_of_convergence_by_hand(alphas, threshold, patience, wanted):
-    assert plot.convergence(alphas, threshold, patience) == wanted
-
-
-def test_batches_that_the_run_left_converged_where_it_says(runs):
-    run = plot.read_run(runs / "bcp")
-    finished = list(plot.visits(run).values())[:-1]
-    assert len(finished) >= 3
-    for visit in finished:
-        assert plot.convergence(plot.column(visit, "alpha"), 1.0, 2) == len(visit) == visit[-1]["repeat"]
-
-
 def test_a_batch_can_be_chosen_and_the_longest_that_converged_is_taken_else(runs, capsys):
     run = plot.read_run(runs / "bcp")
-    finished = list(plot.visits(run).values())[:-1]
+    finished = run.visits[:-1]
+    assert len(finished) >= 3 and all(plot.converged(visit) for visit in finished)
     longest = max(finished, key=lambda visit: (len(visit) <= 30, len(visit)))
     for batch, wanted in ((None, longest), (1, finished[1])):
         figure = plot.draw_batch([run], batch)
@@ -192,18 +166,14 @@ def test_a_batch_can_be_chosen_and_the_longest_that_converged_is_taken_else(runs
 
 
 def test_retention_by_hand():
-    forgetting = [
-        {"update": 10, "forgetting": [[0, 1, 2.0, 2.5], [1, 4, 1.0, 3.0]]},
-        {"update": 20, "forgetting": [[0, 7, 2.0, 5.0], [1, 8, 1.0, 4.0], [2, 9, 1.0, None]]},
-        {"update": 30, "forgetting": []},
-    ]
+    forgetting = [[0, 1, 2.0, 2.5], [1, 4, 1.0, 3.0], [0, 7, 2.0, 5.0], [1, 8, 1.0, 4.0], [2, 9, 1.0, None]]
     assert plot.retention(forgetting) == [(1.0, 2.0, 2.5, 1), (5.5, 1.5, 4.0, 2), (8.0, 1.0, 4.0, 1)]
 
 
 def test_distance_from_the_anchor_by_layer_by_hand():
     anchor = [torch.zeros(2), torch.ones(2, 2), torch.zeros(1)]
     W = [torch.tensor([3.0, 0.0]), torch.tensor([[1.0, 5.0], [1.0, 1.0]]), torch.tensor([12.0])]
-    found = bcp.drift(W, anchor, ["embed_tokens", "0", "0"])
+    found = journal.drift(W, anchor, ["embed_tokens", "0", "0"])
     assert found["anchor_dist"] == pytest.approx(13.0)  # 3, 4, 12
     assert found["anchor_by_layer"] == {"embed_tokens": 3.0, "0": pytest.approx(math.sqrt(160))}
     assert found["unmoved"] == pytest.approx(4 / 7)
@@ -217,6 +187,6 @@ def test_runs_log_distance_by_layer_and_unmoved_weights_where_norms_are_measured
         assert update["anchor_dist"] == pytest.approx(np.linalg.norm(list(parts)), rel=1e-5)
     assert max(update["unmoved"] for update in updates) > 0.1  # the soft threshold leaves weights where they were
     assert not any("unmoved" in record for record in records(runs / "random"))
-    out, flags = tmp_path / "run", [*BCP, "--norms-every=4", "--max-updates=9", f"--cache={cache}", "--device=cpu"]
-    assert train.main(train.get_args([*flags, *SIZES, f"--out={out}"])) == 0
+    out, more = tmp_path / "run", [*BCP, "--norms-every=4", "--max-updates=9", f"--cache={cache}", "--device=cpu"]
+    assert train.main(flags.get_args([*more, *SIZES, f"--out={out}"])) == 0
     assert [record["update"] for record in records(out) if "unmoved" in record] == [4, 8]

@@ -1,6 +1,5 @@
 """Several processes, started by torchrun: the same run as one process makes, and weights that agree to the last bit."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import NANO, ROOT, run
 
-import train
+import checkpoint
+import journal
 
-ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 # train.py, but each process leaves its id in notes/pid-RANK, and update and digest of its weights in notes/end-RANK.
@@ -20,26 +20,25 @@ SCRIPT = """
 import hashlib, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import train
+import flags, train
 notes, rank, real = Path(sys.argv[2]), os.environ["RANK"], train.train
 
 def watched(run, *rest):
     (notes / f"pid-{rank}").write_text(str(os.getpid()))
-    scores = real(run, *rest)
+    stopped = real(run, *rest)
     weights = hashlib.blake2b(b"".join(w.detach().numpy().tobytes() for w in run.model.parameters()))
     (notes / f"end-{rank}").write_text(f"{run.update} {weights.hexdigest()}")
-    return scores
+    return stopped
 
 train.train = watched
-sys.exit(train.main(train.get_args(sys.argv[3:])))
+sys.exit(train.main(flags.get_args(sys.argv[3:])))
 """
 
 
 @pytest.fixture
 def flags(text_file, cache):
-    return [f"--data={text_file}", f"--cache={cache}", "--vocab-size=400", "--device=cpu", "--n-layer=1", "--n-embd=16",
-            "--n-head=2", "--n-kv-head=1", "--n-mlp=24", "--block-size=16", "--batch-size=16", "--lr=0.01",
-            "--warmup=3", "--goal=5.6", "--eta=0.5", "--eval-every=100000", "--save-every=5"]  # fmt: skip
+    few = ["--goal=5.6", "--eta=0.5", "--eval-every=100000", "--save-every=5"]
+    return [f"--data={text_file}", f"--cache={cache}", *NANO, *few]
 
 
 @pytest.fixture
@@ -61,8 +60,7 @@ def two(flags, tmp_path):
 
 
 def losses(out: Path) -> list[float]:
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
+    return [record["loss"] for record in journal.updates(journal.read(out))]
 
 
 def ends(tmp_path: Path) -> list[str]:
@@ -86,7 +84,7 @@ def wait_for(file: Path, process: subprocess.Popen) -> None:
 )
 def test_two_processes_make_the_run_that_one_makes_resumed_too(method, stops, flags, two, tmp_path):
     one = tmp_path / "one"
-    assert train.main(train.get_args([*flags, *method, "--max-updates=20", f"--out={one}"])) == 0
+    run(flags, one, *method, "--max-updates=20")
     for stop in stops:
         process = two(*method, f"--max-updates={stop}", "--resume")
         output, errors = process.communicate(timeout=120)
@@ -108,10 +106,9 @@ def test_a_process_that_dies_ends_the_run_and_resume_goes_on(flags, two, tmp_pat
     assert process.returncode != 0
     assert "train.py: another process of this run has ended" in errors
     assert f"to go on: python train.py --resume --out={tmp_path / 'two'}" in errors
-    saved = train.checkpoint.load(tmp_path / "two" / "checkpoint.pt")["progress"]["update"]
-    more = [f"--out={tmp_path / 'two'}", "--resume", "--mode=random", "--epochs=100000", f"--max-updates={saved + 3}"]
-    assert train.main(train.get_args([*flags, *more])) == 0  # by one process, too
-    assert len(losses(tmp_path / "two")) == saved + 3
+    saved = checkpoint.load(tmp_path / "two" / "checkpoint.pt")["update"]
+    updates, _ = run([], tmp_path / "two", "--resume", f"--max-updates={saved + 3}")  # by one process, too
+    assert len(updates) == saved + 3
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_update(two, tmp_path):
@@ -123,7 +120,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_update(two, tmp_path):
     process.communicate(timeout=90)
     first, second = ends(tmp_path)
     assert first == second
-    update = train.checkpoint.load(tmp_path / "two" / "checkpoint.pt")["progress"]["update"]
+    update = checkpoint.load(tmp_path / "two" / "checkpoint.pt")["update"]
     assert update == int(first.split()[0]) == len(losses(tmp_path / "two"))
 
 

@@ -28,9 +28,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import bcp
 import curriculum
-from machine import copy_to_device, copy_to_host, pick_device, reuse_memory
+import flags
+import machine
+import train
+from journal import Journal
 from model import PRESETS, Config, Transformer, count_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,42 +69,37 @@ def ours(mode: str, s: Setting) -> Iterator[None]:
 
     Each batch of bcp converges at its second repeat, the least there is: anchors are dropped as often as can be.
     """
-    reuse_memory()
+    name, _, p = mode.partition("-") if mode.startswith("bcp") else (mode, "", "1")
+    words = [f"--mode={name}", f"--p={p}", f"--C={1e-5 if p == '1' else 0.1}", "--eta=1e-3", "--goal=100",
+             f"--preset={s.preset}", f"--batch-size={s.batch_size}", f"--block-size={s.block_size}", "--lr=1e-4",
+             "--warmup=0", f"--device={s.device}"]  # fmt: skip
+    args, device = flags.get_args(words), torch.device(s.device)
+    flags.fill_in(args, gpu=device.type == "cuda")
+    machine.reuse_memory()
     torch.manual_seed(0)
-    device, config, p = torch.device(s.device), PRESETS[s.preset], int(mode[-1]) if mode.startswith("bcp") else 0
-    tokens = np.random.default_rng(0).integers(config.vocab_size, size=32 * s.tokens + 1).astype(np.uint16)
-    stream = curriculum.Stream(tokens, s.block_size, s.batch_size, reshuffle=mode == "random")
-    model = Transformer(config).to(device)
-    forward, W = torch.compile(model) if s.compiled else model, list(model.parameters())
-    optimizer = torch.optim.AdamW(W, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    alpha = bcp.Alpha(eta=1e-3, goal=100.0)
-    anchor = [w.detach().clone() for w in W] if p else []
-    repeat = 0
+    tokens = np.random.default_rng(0).integers(PRESETS[s.preset].vocab_size, size=32 * s.tokens + 1).astype(np.uint16)
+    model = Transformer(PRESETS[s.preset]).to(device)
+    run = train.Run(
+        args=args,
+        folder=None,
+        device=device,
+        corpus=None,
+        validation=None,
+        text_tokens=len(tokens),
+        budget=sys.maxsize,
+        end=0,
+        forward=machine.for_all_processes(model, s.compiled),
+        autocast=torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+        model=model,
+        optimizer=train.adamw(model, args),
+        anchor=[w.detach().clone() for w in model.parameters()] if name == "bcp" else [],
+        alpha=train.make_alpha(args),
+        stream=curriculum.Stream(tokens, s.block_size, s.batch_size, reshuffle=args.order == "random"),
+    )
+    journal = Journal(run, None)
     while True:
-        if repeat == 0:
-            x, y = (copy_to_device(part, device) for part in stream.blocks())
-            if p:
-                bcp.drop_anchor(anchor, W)
-                alpha.restart()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = forward(x, y)
-        read_loss = copy_to_host(loss.detach())
-        loss.backward()
-        L = read_loss()
-        if p:
-            alpha.update(L)
-        norm = bcp.clip_and_scale([w.grad for w in W], 1.0, alpha.alpha)
-        finite = (norm + L).isfinite()
-        optimizer.found_inf = 1.0 - finite.float()
-        applied = copy_to_host(finite)
-        optimizer.step()
-        optimizer.zero_grad()
-        if applied() and p:
-            bcp.pull_back(W, anchor, 1e-5 if p == 1 else 0.1, p)
-        repeat += 1
-        if alpha.done if p else repeat >= (10 if mode == "curriculum-repeat" else 1):
-            repeat = 0
-            stream.advance()
+        run.end = run.update + 1
+        train.train(run, journal, [])
         yield
 
 
@@ -401,7 +398,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if any)")
     args = parser.parse_args()
     try:
-        device = pick_device(args.device).type
+        device = machine.pick_device(args.device).type
     except ValueError as error:
         parser.error(str(error))
     device = "cuda" if device == "cuda" else "cpu"

@@ -7,7 +7,6 @@ are kept in out/calibrate, and one that was stopped goes on.
 
 import argparse
 import dataclasses
-import json
 import math
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 import checkpoint
 import data
 import evaluate
+import journal
 import toy
 from model import PRESETS, Transformer
 
@@ -91,8 +91,7 @@ def trained_scores(seed: int, *flags: str) -> tuple[dict[str, float], dict[str, 
     if (out / checkpoint.CONFIG).exists():
         command.append("--resume")
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    records = [json.loads(line) for line in (out / checkpoint.METRICS).read_text().splitlines()]
-    evaluations = [record for record in records if "val_loss" in record]
+    evaluations = journal.evaluations(journal.read(out))
     quarter = min(evaluations, key=lambda record: abs(record["update"] - evaluations[-1]["update"] / 4))
     return quarter["pairs"], evaluations[-1]["pairs"]
 

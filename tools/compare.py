@@ -6,6 +6,7 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     reference = "random"
     flags = "--epochs=10"             # of all runs
     quick = "--epochs=3"              # of all runs with --quick, which takes the first seed only
+    average = "--last=4"              # of tools.average, after every run; "flags" needs --keep-weights (default: none)
     [runs]
     random = "--mode=random"
     "BCP, p = 1" = "--mode=bcp --p=1"
@@ -13,15 +14,16 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
 Written are results/<name>.json, what every run reached, after each of them; results/<name>.md, their table; and the
 figure results/<name>.png and .svg. The table has the scores at the end, and their means over the evaluations of the
 run's last quarter, since the end of a run may fall on an easy or a hard part of the text: mean and standard error over
-seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t). A run with
---average-last has a second row, for the mean of its weights. Where all runs have --track-forgetting there are two more
-columns, over the last quarter too: the loss on batches met before, and how much of it has come since they were left.
+seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t). With `average` a
+run has a second row, for the mean of its weights. Where all runs have --track-forgetting there are two more columns,
+over the last quarter too: the loss on batches met before, and how much of it has come since they were left.
 
 A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
 one that was cut in the middle goes on from its checkpoint in out/<name>/.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -34,13 +36,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+import checkpoint
+import journal
+
+ROOT = Path(__file__).resolve().parents[1]
 # Safe for the colour-blind (Okabe and Ito 2008).
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+SCIPY = importlib.util.find_spec("scipy") is not None
 # What an evaluation has: its name in a table, and its digits there.
 MEASURES = {"toy": ("minimal pairs, %", 1), "val_loss": ("validation loss, nats", 2)}
-# Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def folder(grid: str, run: str, seed: str) -> Path:
@@ -48,47 +52,43 @@ def folder(grid: str, run: str, seed: str) -> Path:
     return Path("out") / grid / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
 
 
-def train(out: Path, flags: list[str], threads: int) -> None:
-    """One training, or what is left of it. Raises RuntimeError with the last line of its complaint."""
-    command = [sys.executable, str(TRAIN), *flags, "--resume", f"--out={out}"]
-    env = os.environ | {"OMP_NUM_THREADS": str(threads)}
+def program(*words: str, threads: int) -> None:
+    """Run a program of this repository. Raises RuntimeError with the last line of its complaint."""
+    command = [sys.executable, *words]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip().splitlines()[-1]}")
 
 
+def train(out: Path, flags: list[str], threads: int) -> None:
+    """One training, or what is left of it. Raises RuntimeError if it fails."""
+    resume = ["--resume"] if (out / checkpoint.CONFIG).exists() else []
+    program(str(ROOT / "train.py"), *flags, *resume, f"--out={out}", threads=threads)
+
+
+def average(out: Path, flags: list[str], threads: int) -> dict:
+    """What the mean of a run's weights reaches. Raises RuntimeError if tools.average fails."""
+    program("-m", "tools.average", str(out), *flags, threads=threads)
+    return json.loads((out / "average.json").read_text())
+
+
 def summary(out: Path) -> dict:
     """What a finished run reached: its evaluations, and how much of the text it saw."""
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    updates = [record for record in records if "loss" in record]
-    config = json.loads((out / "config.json").read_text())
-    seen, coverage, visits = set(), [(0, 0)], []  # batches met; how many, and visits, after each update; its repeats
-    for record in updates:
-        if record["batch"] is not None:  # drawn blocks, of lfr or a buffer, belong to no batch
-            seen.add(record["batch"])
-        if record["repeat"] == 1:
-            visits.append(0)
-        visits[-1] += 1
-        coverage.append((len(seen), len(visits)))
-    evaluations = [record for record in records if "val_loss" in record]
-    again = [
-        entry for record in records for entry in record.get("forgetting", [])
-        if record["update"] >= 0.75 * len(updates)
-    ]  # --track-forgetting: [batch, updates since, loss then, loss now]  # fmt: skip
+    records, config = journal.read(out), checkpoint.read_config(out)
+    visits, evaluations = journal.visits(records), journal.evaluations(records)
     for evaluation in evaluations:
-        met, visited = coverage[evaluation["update"]]
-        evaluation["seen"], evaluation["passes"] = share(met, config), share(visited, config) / 100
+        before = [record for record in records if record["update"] <= evaluation["update"]]
+        evaluation["seen"] = share(len(journal.seen(before)), config)
+        evaluation["passes"] = share(len(journal.visits(before)), config) / 100
+    last = evaluations[-1]
+    again = journal.forgetting([record for record in records if record["update"] >= 0.75 * last["update"]])
     return {
-        "val_loss": evaluations[-1]["val_loss"],
-        "toy": evaluations[-1]["toy"],
-        "seen": evaluations[-1]["seen"],
-        "passes": evaluations[-1]["passes"],
-        "repeats": statistics.median(visits),
-        "unconverged": sum(n >= config["flags"]["max_repeats"] for n in visits),
+        **{name: last[name] for name in ("val_loss", "toy", "seen", "passes")},
+        "repeats": statistics.median(map(len, visits)),
+        "unconverged": sum(visit[-1]["done"] == "unconverged" for visit in visits),
         "evaluations": evaluations,
-        "averaged": next(
-            (record for record in reversed(records) if "average_val_loss" in record), None
-        ),  # --average-last
         "met_loss": statistics.fmean(now for *_, now in again) if again else None,
         "forgotten": statistics.fmean(now - left for *_, left, now in again) if again else None,
     }
@@ -121,11 +121,16 @@ def spread(values: list[float | None], digits: int) -> str:
 
 
 def paired(values: list[float | None], reference: list[float | None], digits: int) -> str:
-    """Mean difference from the reference, seed by seed, with its 95 % interval."""
+    """Mean difference from the reference, seed by seed, with its 95 % interval if scipy is there."""
     if None in values + reference or len(values) < 2:
         return "-"
     gaps = [a - b for a, b in zip(values, reference, strict=True)]
-    mean, half = statistics.fmean(gaps), T975[len(gaps) - 2] * statistics.stdev(gaps) / len(gaps) ** 0.5
+    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
+    if not SCIPY:
+        return f"{mean:+.{digits}f}"
+    from scipy.special import stdtrit  # the quantile of Student's t
+
+    half = stdtrit(len(gaps) - 1, 0.975) * error
     return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
 
 
@@ -155,16 +160,14 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
             digits = MEASURES[measure][1]
             row += [spread([run[measure] for run in runs], digits)]
             row += compared(name, lambda run, measure=measure: late(run, measure), digits)
-            mean, gap = compared(
-                name, lambda run, measure=measure: (run.get("averaged") or {}).get(f"average_{measure}"), digits
-            )
+            mean, gap = compared(name, lambda run, measure=measure: (run.get("averaged") or {}).get(measure), digits)
             mean_row += [mean, "", gap]
         row += [f"{statistics.fmean(run[key] for run in runs):{form}}"
                 for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
         if tracked:
             row += compared(name, lambda run: run["met_loss"], 2) + compared(name, lambda run: run["forgotten"], 2)
         rows.append(row)
-        if all(run.get("averaged") for run in runs):  # --average-last
+        if all(run.get("averaged") for run in runs):
             rows.append(mean_row + [""] * (len(head) - len(mean_row)))
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
@@ -224,56 +227,88 @@ def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def get_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tools.compare",
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
     )
-    parser.add_argument("grid", type=Path, help="the TOML file")
-    parser.add_argument(
-        "--quick", action="store_true", help="the first seed, with the file's quick flags (default: off)"
-    )
-    parser.add_argument("--only", nargs="+", metavar="RUN", help="no other runs of the grid than these (default: all)")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
+    add = parser.add_argument
+    add("grid", type=Path, help="the TOML file")
+    add("--quick", action="store_true", help="the first seed, with the file's quick flags (default: off)")
+    add("--only", nargs="+", metavar="RUN", help="no other runs of the grid than these (default: all)")
+    add("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
+    return parser
+
+
+def read_grid(file: Path, quick: bool) -> tuple[str, dict, dict[tuple[str, str], list[str]]]:
+    """The name of a grid, the grid as it stands in its file, and the flags of every run and seed.
+
+    Raises ValueError, one line, for what is not a grid.
+    """
+    try:
+        grid = tomllib.loads(file.read_text())
+        seeds, runs, common = grid["seeds"], grid["runs"], shlex.split(grid.get("flags", ""))
+        flags = {run: shlex.split(some) for run, some in runs.items()}
+        shlex.split(grid.get("average", ""))
+        known = grid["reference"] in runs
+        whole = seeds and all(type(seed) is int for seed in seeds)
+        common += shlex.split(grid.get("quick", "")) if quick else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: not a grid of runs ({type(error).__name__}: {error}); see --help") from None
+    if not known:
+        raise ValueError(f"{file}: reference = {grid['reference']!r} is not one of [runs]")
+    if not whole:
+        raise ValueError(f"{file}: seeds = {seeds!r}: must be a list of whole numbers, such as [0, 1, 2]")
+    name, seeds = (f"{file.stem}-quick", seeds[:1]) if quick else (file.stem, seeds)
+    return name, grid, {(run, str(seed)): [*common, *flags[run], f"--seed={seed}"] for seed in seeds for run in runs}
+
+
+def made(file: Path, grid: dict, wanted: dict[tuple[str, str], list[str]]) -> dict[str, dict[str, dict]]:
+    """Of the results in a file, those of runs that are still wanted, with the same flags; run -> seed -> result."""
+    try:
+        record = json.loads(file.read_text()) if file.exists() else {"grid": {}, "results": {}}
+        known = record["results"] if record["grid"].get("average") == grid.get("average") else {}
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(
+            f"{file}: damaged ({error}); delete it, and runs in out/{file.stem} are summed up again"
+        ) from None
+    results: dict[str, dict[str, dict]] = {run: {} for run in grid["runs"]}
+    for (run, seed), flags in wanted.items():
+        if known.get(run, {}).get(seed, {}).get("flags") == shlex.join(flags):
+            results[run][seed] = known[run][seed]
+    return results
+
+
+def make(name: str, run: str, seed: str, flags: list[str], averaging: list[str], threads: int) -> dict:
+    """Train a run of a grid, or what is left of it, and sum it up."""
+    out = folder(name, run, seed)
+    train(out, flags, threads)
+    averaged = average(out, averaging, threads) if averaging else None
+    return rounded({"flags": shlex.join(flags), **summary(out), "averaged": averaged})
+
+
+def main() -> None:
+    parser = get_parser()
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"argument --jobs: {args.jobs}: must be at least 1")
     try:
-        grid = tomllib.loads(args.grid.read_text())
-        seeds, runs, reference = grid["seeds"], grid["runs"], grid["reference"]
-        common, flags = shlex.split(grid.get("flags", "")), {run: shlex.split(runs[run]) for run in runs}
-        if reference not in runs:
-            parser.error(f"{args.grid}: reference = {reference!r} is not one of [runs]")
+        name, grid, wanted = read_grid(args.grid, args.quick)
+        runs, file = grid["runs"], Path("results") / f"{name}.json"
         if wrong := set(args.only or []) - set(runs):
-            parser.error(f"argument --only: {sorted(wrong)[0]!r} is not a run of {args.grid}; it has {', '.join(runs)}")
-        if not seeds or any(type(seed) is not int for seed in seeds):
-            parser.error(f"{args.grid}: seeds = {seeds!r}: must be a list of whole numbers, such as [0, 1, 2]")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        parser.error(f"{args.grid}: not a grid of runs ({type(error).__name__}: {error}); see --help")
-
-    name, threads = args.grid.stem, max(1, (os.cpu_count() or 1) // args.jobs)
-    if args.quick:
-        name, seeds, common = f"{name}-quick", seeds[:1], common + shlex.split(grid.get("quick", ""))
-    file = Path("results") / f"{name}.json"
-    try:
-        known = json.loads(file.read_text())["results"] if file.exists() else {}
-    except (ValueError, KeyError, OSError) as error:
-        parser.error(f"{file}: damaged ({error}); delete it, and runs in out/{name} are summed up again")
-    wanted = {(run, str(seed)): [*common, *flags[run], f"--seed={seed}"] for seed in seeds for run in runs}
-    results = {run: {} for run in runs}
-    for (run, seed), its_flags in wanted.items():
-        if known.get(run, {}).get(seed, {}).get("flags") == shlex.join(its_flags):
-            results[run][seed] = known[run][seed]
-
+            raise ValueError(f"argument --only: {min(wrong)!r} is not a run of {args.grid}; it has {', '.join(runs)}")
+        results = made(file, grid, wanted)
+    except ValueError as error:
+        parser.error(str(error))
     todo = [(run, seed) for run, seed in wanted if seed not in results[run] and run in (args.only or runs)]
+    averaging, threads = shlex.split(grid.get("average", "")), max(1, (os.cpu_count() or 1) // args.jobs)
+    if not SCIPY and len(grid["seeds"]) > 1:
+        print("no intervals: scipy is missing (pip install scipy)")
 
     def work(job: tuple[str, str]) -> tuple[str, str, dict]:
-        run, seed = job
-        out = folder(name, run, seed)
-        train(out, wanted[job], threads)
-        return run, seed, rounded({"flags": shlex.join(wanted[job]), **summary(out)})
+        return *job, make(name, *job, wanted[job], averaging, threads)
 
     try:
         pool = ThreadPoolExecutor(args.jobs)
@@ -288,11 +323,11 @@ def main() -> None:
         finally:
             pool.shutdown(cancel_futures=True)  # after a failure, nothing more is begun
         keep(file, {"grid": grid, "results": results})
-        file.with_suffix(".md").write_text(table(results, reference))
+        file.with_suffix(".md").write_text(table(results, grid["reference"]))
         draw(results, file)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         sys.exit(f"tools.compare: {error}")
-    print("\n" + table(results, reference))
+    print("\n" + table(results, grid["reference"]))
 
 
 def rounded(x):

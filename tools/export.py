@@ -26,8 +26,8 @@ def get_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", type=Path, help="run folder, as train.py wrote it")
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder to write: a new or an empty one")
-    parser.add_argument("--weights", choices=("last", "average"), default="last", help="average: of --average-last "
-                        "(default: last)")  # fmt: skip
+    parser.add_argument("--weights", choices=("last", "average"), default="last", help="average: of average.pt, "
+                        "which python -m tools.average RUN --last=4 writes (default: last)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in DIR (default: off)")
     return parser
 
@@ -37,11 +37,13 @@ ARGS = get_parser().parse_args() if __name__ == "__main__" else None  # wrong fl
 import checkpoint  # noqa: E402
 import data  # noqa: E402
 import evaluate  # noqa: E402
+import flags  # noqa: E402
+import journal  # noqa: E402
 from machine import pick_device  # noqa: E402
 from model import Config  # noqa: E402
 
 # Flags that say where a run was made, not what was computed; the model card leaves them out.
-LOCAL = {"out", "resume", "overwrite", "cache", "device", "compile", "save_every"}
+LOCAL = flags.FREE - {"max_updates"}
 
 
 # --- The model --------------------------------------------------------------------------------------------------------
@@ -146,13 +148,10 @@ TOKENIZER_CONFIG = {
 def scores(run: Path) -> list[tuple[str, str, str, str]]:
     """Rows of what was scored, score, of which weights, remark: the last evaluation and every eval-*.json of a run.
 
-    Raises ValueError, naming the file, for a result that is not one of evaluate.py's.
+    Raises ValueError, naming the file, for a record that is damaged or a result that is not one of evaluate.py's.
     """
-    rows, last = [], None
-    metrics = run / checkpoint.METRICS
-    for line in metrics.read_text().splitlines() if metrics.exists() else []:
-        if '"val_loss"' in line and line.endswith("}"):  # a run that was killed may end in half a line
-            last = json.loads(line)
+    evaluations = journal.evaluations(journal.read(run)) if (run / journal.FILE).exists() else []
+    rows, last = [], evaluations[-1] if evaluations else None
     if last and last["val_loss"] is not None:
         rows.append(("validation loss, nats per token", f"{last['val_loss']:.3f}", "last", f"update {last['update']}"))
     if last and last["pairs"]:
@@ -171,13 +170,10 @@ def scores(run: Path) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def command(flags: dict) -> str:
+def command(saved: dict) -> str:
     """The training command with all flags spelt out, whatever was their default when the run was made."""
-    words = ["python train.py"]
-    for name, value in flags.items():
-        if name not in LOCAL and value is not None and value is not False:
-            flag = f"--{name.replace('_', '-')}"
-            words.append(flag if value is True else f"{flag}={shlex.quote(str(value))}")
+    given = [name for name, value in saved.items() if name not in LOCAL and value is not None and value is not False]
+    words = ["python train.py", *(shlex.quote(flags.spelt(name, saved[name])) for name in given)]
     lines = textwrap.wrap(" ".join(words), 100, break_long_words=False, break_on_hyphens=False)
     return " \\\n    ".join(lines)
 
@@ -186,7 +182,10 @@ def model_card(run: Path, config: dict, weights: str) -> str:
     sizes = {"parameters": config["parameters"], **config["model"], "block_size": config["flags"]["block_size"]}
     corpus = config.get("corpus", {})
     text = f"{corpus.get('corpus', config['flags']['data'])}" + (f", {corpus['n_words']:,} words" if corpus else "")
-    of_weights = {"last": "those of the last update", "average": "the mean over the last evaluations"}[weights]
+    of_weights = "those of the last update"
+    if weights == "average":
+        updates = json.loads((run / "average.json").read_text())["updates"]
+        of_weights = f"the mean of those of updates {', '.join(map(str, updates))}"
     rows = scores(run)
     table = ["| scored | score | weights | |", "|---|---|---|---|"] + [f"| {' | '.join(row)} |" for row in rows]
     return f"""---
@@ -230,7 +229,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     """Raises ValueError if an export to `target` would destroy something."""
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target}: is a file; give a folder")
-    if any((target / name).exists() for name in (checkpoint.NAME, checkpoint.METRICS)):
+    if any((target / name).exists() for name in (checkpoint.NAME, journal.FILE)):
         raise ValueError(f"{target}: holds a run, which an export would damage; give another folder")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
         raise ValueError(f"{target}: is not empty; give a new folder, or --overwrite to replace an earlier export")

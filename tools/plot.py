@@ -16,7 +16,6 @@ A run without the data for a figure is left out of it, and a line says so.
 import argparse
 import functools
 import importlib.util
-import json
 import math
 import statistics
 import sys
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import checkpoint
+import curriculum
+import journal
 
 # Okabe & Ito's colours, which the colour-blind can tell apart; dashes and markers say the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -49,8 +50,9 @@ class Run(NamedTuple):
     folder: Path
     config: dict
     updates: list[dict]
+    visits: list[list[dict]]  # of the batches in the order of the text: blocks drawn from it (lfr) are none
     evaluations: list[dict]
-    forgetting: list[dict]
+    forgetting: list[list]
 
     @property
     def flags(self) -> dict:
@@ -58,59 +60,29 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """Raises CheckpointError, one line, for a folder without a whole run; a run may still be going on."""
-    config, file = checkpoint.read_config(folder), folder / checkpoint.METRICS
+    """Raises ValueError, one line, for a folder without a whole run; a run may still be going on."""
+    config = checkpoint.read_config(folder)
     if "batches" not in config or "mode" not in config["flags"]:
-        raise checkpoint.CheckpointError(f"{folder / checkpoint.CONFIG}: not of a run that train.py wrote")
-    if not file.is_file():
-        raise checkpoint.CheckpointError(f"{file}: missing; without it there is nothing to draw")
-    lines, records = file.read_bytes().splitlines(), []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-            records[-1]["update"] += 0
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):
-                raise checkpoint.CheckpointError(f"{file}: line {number} is damaged; mend or delete it") from None
-            del records[number - 1 :]  # half-written
-    kinds = ([r for r in records if kind in r] for kind in ("loss", "val_loss", "forgetting"))
-    return Run(folder.resolve().name, folder, config, *kinds)
+        raise ValueError(f"{folder / checkpoint.CONFIG}: not of a run that train.py wrote")
+    records = journal.read(folder)
+    visits = [visit for visit in journal.visits(records) if visit[0]["batch"] is not None]
+    kinds = journal.evaluations(records), journal.forgetting(records)
+    return Run(folder.resolve().name, folder, config, journal.updates(records), visits, *kinds)
 
 
-def visits(run: Run) -> dict[tuple[int, int], list[dict]]:
-    """(epoch from 1, batch from 0) -> its updates, in order. Updates of no batch (the hardest blocks of lfr): none."""
-    found: dict[tuple[int, int], list[dict]] = {}
-    for record in run.updates:
-        if record["batch"] is not None:
-            found.setdefault((record["epoch"], record["batch"]), []).append(record)
-    return found
+def converged(visit: list[dict]) -> bool:
+    return visit[-1]["done"] == "converged"
 
 
-def convergence(alphas: list[float], threshold: float, patience: int) -> int | None:
-    """The repeat (from 1) at which alpha had fallen `patience` times in a row and was below the threshold, or None.
-
-    `alphas` are as metrics.jsonl has them, alpha' before the clamp at 0; NaN for an update that was skipped.
-    """
-    falls, before = 0, 1.0
-    for repeat, alpha in enumerate(alphas, 1):
-        if math.isnan(alpha):
-            continue
-        falls, before = falls + 1 if alpha < before else 0, max(alpha, 0.0)
-        if falls >= patience and before < threshold:
-            return repeat
-    return None
-
-
-def retention(forgetting: list[dict]) -> list[tuple[float, float, float, int]]:
+def retention(forgetting: list[list]) -> list[tuple[float, float, float, int]]:
     """Means over 1, 2-3, 4-7, 8-15, ... updates since a batch was trained on.
 
     Each: updates since, loss on the batch then and now in nats per token, number of measurements.
     """
     bins: dict[int, list[list[float]]] = {}
-    for record in forgetting:
-        for _, since, *losses in record["forgetting"]:
-            if since > 0 and None not in losses:
-                bins.setdefault(int(math.log2(since)), []).append([since, *losses])
+    for _, since, *losses in forgetting:
+        if since > 0 and None not in losses:
+            bins.setdefault(int(math.log2(since)), []).append([since, *losses])
     return [(*map(statistics.fmean, zip(*bins[k], strict=True)), len(bins[k])) for k in sorted(bins)]
 
 
@@ -147,11 +119,8 @@ def draw_batch(runs: list[Run], batch: int | None = None):
     """Loss and alpha over the repeats of one batch (without `batch`: one that took many, but at most 30)."""
 
     def candidates(run: Run) -> list[list[dict]]:
-        found = visits(run) if run.flags["mode"] == "bcp" else {}
-        return [records for (_, number), records in found.items() if batch in (None, number)]
-
-    def converged(records: list[dict]) -> int | None:
-        return convergence(column(records, "alpha"), flags["threshold"], flags["patience"])
+        found = run.visits if run.flags["mode"] == "bcp" else []
+        return [visit for visit in found if batch in (None, visit[0]["batch"])]
 
     why = "no alpha without --mode=bcp" if batch is None else f"no batch {batch} of --mode=bcp"
     found = having(runs, candidates, "batch", why)
@@ -159,7 +128,7 @@ def draw_batch(runs: list[Run], batch: int | None = None):
         return None
     _, run, choices = found[0]
     flags = run.flags
-    records = max(choices, key=lambda c: (converged(c) is not None, batch is not None or len(c) <= 30, len(c)))
+    records = max(choices, key=lambda c: (converged(c), batch is not None or len(c) <= 30, len(c)))
     repeats, losses = column(records, "repeat"), column(records, "loss")
     goal = max(flags["goal"], (flags.get("goal_rel") or 0) * next((x for x in losses if not math.isnan(x)), 0))
     figure = new_figure(5.4)
@@ -172,14 +141,14 @@ def draw_batch(runs: list[Run], batch: int | None = None):
         some = [(loss > goal) == above for loss in losses]
         upper.fill_between(repeats, losses, goal, some, interpolate=True, color=colour, alpha=0.35, lw=0, label=name)
     lower.plot([repeats[0] - 1, *repeats], [1.0, *column(records, "alpha")], **style(1), label="alpha, at first 1")
-    if flags["threshold"] < 2 * max(1, *column(records, "alpha")):  # else alpha would be a flat line far below it
+    if not flags.get("leave_at_goal"):
         lower.axhline(flags["threshold"], color="black", linestyle="--", label=f"threshold, {flags['threshold']:g}")
     upper.set_ylabel("loss, nats per token")
     lower.set(xlabel="repeat of the batch (updates)", ylabel="alpha")
     lower.xaxis.get_major_locator().set_params(integer=True)
     for ax in (upper, lower):
-        if end := converged(records):
-            ax.axvline(repeats[end - 1], color=COLOURS[2], linestyle=":", lw=2, label=f"converged: repeat {end}")
+        if converged(records):
+            ax.axvline(repeats[-1], color=COLOURS[2], linestyle=":", lw=2, label=f"converged: repeat {repeats[-1]}")
         ax.margins(y=0.12)
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -200,8 +169,8 @@ def draw_run(runs: list[Run]):
         rate.plot(x, column(updates, "lr"), **own | {"marker": ""}, lw=2, label=run.name)
     for number, run, _ in [each for each in found if any(u["repeat"] > 1 for u in each[1].updates)] or found[:1]:
         passes: dict[int, dict[int, int]] = {}
-        for (epoch, batch), records in sorted(visits(run).items()):
-            passes.setdefault(epoch, {})[batch] = len(records)
+        for visit in sorted(run.visits, key=lambda visit: (visit[0]["epoch"], visit[0]["batch"])):
+            passes.setdefault(visit[0]["epoch"], {})[visit[0]["batch"]] = len(visit)
         for epoch, counts in passes.items():
             look = {"color": style(number)["color"], "marker": MARKERS[(number + epoch - 1) % 7], "ls": "", "ms": 4.5}
             look |= {"markerfacecolor": "none"} if epoch > 1 else {}
@@ -253,8 +222,8 @@ def draw_retention(runs: list[Run]):
     figure = new_figure(4.8)
     ax = figure.subplots()
     for number, run, curve in found:
-        own, entries = style(number), [entry for record in run.forgetting for entry in record["forgetting"]]
-        ax.scatter(*column(entries, 1, 3), s=8, color=own["color"], alpha=0.3, lw=0)
+        own = style(number)
+        ax.scatter(*column(run.forgetting, 1, 3), s=8, color=own["color"], alpha=0.3, lw=0)
         since, then, now = column([means for means in curve if means[3] >= FEW], 0, 1, 2)
         ax.plot(since, now, **own, lw=2, label=f"{run.name}: now")
         look = own | {"linestyle": ":", "markerfacecolor": "white"}
@@ -271,7 +240,7 @@ def draw_anchor(runs: list[Run]):
     """How far a batch's repeats take the weights of each layer, and which share of the weights does not move."""
 
     def measured(run: Run) -> list[list[dict]]:
-        some = ([record for record in records if "unmoved" in record] for records in visits(run).values())
+        some = ([record for record in visit if "unmoved" in record] for visit in run.visits)
         return [records for records in some if records]
 
     found = having(runs, measured, "anchor", "no distances by layer; --mode=bcp logs them every --norms-every updates")
@@ -308,7 +277,6 @@ def draw_anchor(runs: list[Run]):
 
 def draw_difficulty(runs: list[Run]):
     """Histogram of the difficulty of the training lines, and lines from all along it."""
-    import curriculum
     import data
 
     run = runs[0]
@@ -318,11 +286,9 @@ def draw_difficulty(runs: list[Run]):
     except (ValueError, KeyError, OSError, ImportError) as error:
         print(f"{run.folder}: not in difficulty: its prepared corpus is gone ({data.one_line(error)})")
         return None
-    kind, lines = run.flags["difficulty"], corpus.train_lines()
-    scores = curriculum.difficulty(corpus, lines, kind)
+    lines, (what, difficulty) = corpus.train_lines(), curriculum.DIFFICULTY[run.flags["difficulty"]]
+    scores = difficulty(corpus, lines)
     order = scores.argsort(kind="stable")
-    what = {"surprisal": "unigram surprisal of the line, nats", "length": "length of the line, tokens",
-            "rarity": "mean unigram surprisal of the line, nats per token"}[kind]  # fmt: skip
     figure = new_figure(5.6)
     ax, table = figure.subplots(2, 1, height_ratios=(5, 4))
     most = scores[order[int(0.999 * (len(order) - 1))]] * 1.02  # a few endless lines would flatten the others
@@ -352,7 +318,7 @@ FIGURES = {
 
 
 def draw(folders: list[Path], out: Path, batch: int | None = None) -> list[Path]:
-    """Draw every figure that the runs have the data for; returns the files. Raises CheckpointError, OSError."""
+    """Draw every figure that the runs have the data for; returns the files. Raises ValueError, OSError."""
     import matplotlib
 
     runs, files = [read_run(folder) for folder in folders], []
@@ -387,7 +353,7 @@ def main() -> None:
         parser.error(f"argument --out: {args.out}: is a file; give a folder")
     try:
         draw(args.runs, args.out or args.runs[0] / "figures", args.batch)
-    except checkpoint.CheckpointError as error:
+    except ValueError as error:
         parser.error(str(error))
     except OSError as error:
         sys.exit(f"tools.plot: {error}")

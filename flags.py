@@ -1,0 +1,255 @@
+"""The flags of train.py, each declared once, with its help and its check: python train.py --help prints this list.
+
+Nothing here imports torch, so that a wrong flag is answered at once.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+from curriculum import DIFFICULTY
+
+# What a preset of model.py is trained with unless a flag says otherwise.
+PRESET_DEFAULTS = {
+    "117m": {"block_size": 512, "batch_size": 64, "lr": 6e-4, "warmup": 200},
+    "small": {"block_size": 256, "batch_size": 32, "lr": 1e-3, "warmup": 100},
+    "tiny": {"block_size": 64, "batch_size": 32, "lr": 2e-3, "warmup": 20},
+    "nano": {"block_size": 16, "batch_size": 16, "lr": 1e-2, "warmup": 3},
+}
+# The default C for each p, measured (results/LOG.md): a share of the peak learning rate, about what AdamW moves
+# a weight by, and a share of the distance.
+DEFAULT_C = {1: 0.15, 2: 0.1}
+SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
+# Flags which may differ when a run is resumed: none of them changes what is computed.
+FREE = {"resume", "overwrite", "out", "max_updates", "save_every", "device", "compile", "cache"}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Says every default behind the help's text; where it follows from other flags, the text says how."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = "(default" in action.help or action.dest == "help"
+        default = "off" if action.default is False else "%(default)s"
+        return action.help if told else f"{action.help} (default: {default})"
+
+
+def number(kind: type, least: float, most: float = math.inf, above: bool = False):
+    """A parser of flags: a finite number of that kind, at least `least` (more than it with `above`), at most `most`."""
+    wanted = {int: "a whole number", float: "a number"}[kind] + (" above " if above else " of at least ") + f"{least:g}"
+    wanted += f" and at most {most:g}" if most < math.inf else ""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
+            raise argparse.ArgumentTypeError(f"{text!r}: must be {wanted}")
+        return value
+
+    return parse
+
+
+def device_name(text: str) -> str:
+    """A parser of flags: the name of a device, whether or not it is there."""
+    kind, _, index = text.partition(":")
+    if text not in ("auto", "cpu", "cuda", "mps") and not (kind == "cuda" and index.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be auto, cpu, cuda, cuda:N or mps")
+    return text
+
+
+def get_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """All flags. Without a usage text an error is one line."""
+    parser = argparse.ArgumentParser(
+        "train.py", argparse.SUPPRESS, description, formatter_class=Help, allow_abbrev=False
+    )
+    count, share, positive = number(int, 1), number(float, 0, 1), number(float, 0, above=True)
+
+    # fmt: off
+    add = parser.add_argument_group("what most runs need").add_argument
+    add("--mode", choices=("random", "curriculum", "curriculum-repeat", "bcp", "lfr"), default="bcp",
+        help="random: each batch once, in a new order in every pass; curriculum: each batch once, easy to hard; "
+        "curriculum-repeat: each batch several times in a row; bcp: each until alpha has converged; lfr: all, then the "
+        "hardest blocks, then all, in cycles")
+    add("--p", type=int, choices=(1, 2), default=1, help="bcp: the norm of the pull-back to the anchor")
+    add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
+        "a folder that data.py prepared, babylm-10m or babylm-100m")
+    add("--goal", type=positive, help="bcp: the loss at which a batch counts as learnt, nats per token; good is a "
+        "little above what --mode=random reaches (default: the loss of a bigram model of the text)")
+    add("--epochs", type=count, default=10, help="the budget in every mode: so many times the number of batches "
+        "updates; --resume may raise it if --lr-schedule=constant")
+    add("--preset", choices=PRESET_DEFAULTS, help="sizes of model and batch (default: 117m with a GPU, else tiny)")
+    add("--out", type=Path, help="run folder (default: a fresh numbered one, such as out/bcp-p1-3)")
+    add("--resume", action="store_true", help="go on with the run in --out, with its flags, from its last checkpoint")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling")
+
+    add = parser.add_argument_group("method").add_argument
+    add("--order", choices=("curriculum", "random", "shuffled-once"), help="of the batches, in every mode: easy to "
+        "hard; shuffled lines, and the batches anew in every pass; or one shuffled order for all passes (default: "
+        "random with --mode=random and lfr, else curriculum)")
+    add("--difficulty", choices=DIFFICULTY, default="surprisal", help="; ".join(
+        f"{name}: {label}" for name, (label, _) in DIFFICULTY.items()))
+    add("--repeats", type=count, help="curriculum-repeat: times in a row (default: --epochs)")
+    add("--C", type=number(float, 0), help="bcp: strength of the pull-back at the peak learning rate: with p=1 weight "
+        f"per update (default: {DEFAULT_C[1]:g} of --lr), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
+    add("--pull", choices=("gradient", "prox"), default="gradient", help="bcp: the pull-back is a gradient step, or "
+        "the proximal step, which never overshoots the anchor")
+    add("--eta", type=positive, default=0.1, help="bcp: learning rate of alpha, per nat")
+    add("--threshold", type=positive, default=1.0, help="bcp: alpha has converged below it")
+    add("--patience", type=count, default=2, help="bcp: ... and after this many falls in a row")
+    add("--max-repeats", type=count, default=100, help="bcp: leave a batch after so many repeats")
+
+    add = parser.add_argument_group("remedies and controls", "none of them is the paper's").add_argument
+    add("--leave-at-goal", action="store_true", help="bcp: leave a batch when its loss is below the goal, --patience "
+        "times in a row, whatever alpha is: no threshold")
+    add("--alpha-on", choices=("loss", "lr", "none"), default="loss",
+        help="bcp: alpha scales the loss; the learning rate, where AdamW feels it; or nothing, and only decides when a "
+        "batch is left")
+    add("--alpha-leak", type=share, default=0.0, metavar="X",
+        help="bcp: alpha goes back toward 1 by this share at every update")
+    add("--goal-rel", type=number(float, 0), default=0.0, metavar="R",
+        help="bcp: the goal of a batch is at least this share of its own first loss")
+    add("--replay", type=number(float, 0, 0.9), default=0.0, metavar="F",
+        help="share of a batch's rows drawn from batches met before; alpha looks at the others")
+    add("--replay-power", type=number(float, 0), default=1.0, metavar="POWER",
+        help="a batch met k batches ago is drawn in proportion to k to the minus this power")
+    add("--stream", action="store_true", help="the text goes by once: a batch that was left does not come back; the "
+        "rest of the budget goes to batches drawn from the buffer, or without one to the last batch")
+    add("--buffer-tokens", type=number(int, 0), metavar="N", help="tokens in the buffer that --replay draws from, a "
+        "uniform sample of the text met so far (default: all of that; with --stream 0)")
+    add("--data-share", type=number(float, 0, 1, above=True), default=1.0, metavar="S",
+        help="only the easiest lines, up to this share of the text; the budget stays that of the whole")
+    add("--track-forgetting", type=count, nargs="?", const=60, metavar="N",
+        help="every N updates (without N: 60) score some batches met before again (default: off)")
+
+    add = parser.add_argument_group("model", "where the preset's size is not wanted").add_argument
+    add("--vocab-size", type=number(int, 257, 65536), help="tokens, end-of-text included (default: the preset's)")
+    add("--n-layer", type=count, help="transformer blocks (default: the preset's)")
+    add("--n-embd", type=count, help="width, numbers per token (default: the preset's)")
+    add("--n-head", type=count, help="query heads (default: the preset's)")
+    add("--n-kv-head", type=count, help="key/value heads (default: the preset's)")
+    add("--n-mlp", type=count, help="hidden width of the MLP (default: the preset's)")
+    add("--block-size", type=count, help="T, tokens per sequence (default: the preset's)")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--batch-size", type=count, help="sequences per update (default: the preset's)")
+    add("--grad-accum", type=count, default=1, help="parts that a batch is processed in, to save memory")
+    add("--lr", type=positive, help="peak learning rate of AdamW (default: the preset's)")
+    add("--lr-schedule", choices=("constant", "cosine", "wsd"), default="constant",
+        help="after the warm-up; cosine, and wsd in its last fifth, fall to 0")
+    add("--warmup", type=number(int, 0), help="updates of linear warm-up (default: the preset's)")
+    add("--weight-decay", type=number(float, 0), default=0.1, help="on matrices only")
+    add("--beta1", type=number(float, 0, 0.9999), default=0.9, help="of AdamW")
+    add("--beta2", type=number(float, 0, 0.99999), default=0.95, help="of AdamW")
+    add("--clip", type=positive, default=1.0, help="largest norm of the gradient of L, before alpha")
+
+    add = parser.add_argument_group("run").add_argument
+    add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view "
+        "(default: the budget)")
+    add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")
+    add("--keep-weights", action="store_true", help="keep the weights of every evaluation, for tools.average")
+    add("--save-every", type=count, default=200, help="updates between checkpoints")
+    add("--norms-every", type=count, default=10, help="updates between two measurements of norms")
+    add("--cache", type=Path, default=Path("data/cache"), help="where prepared text is kept")
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of matrix products; weights stay "
+        "float32; auto: bfloat16 on a GPU that has it")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU only)")
+    # fmt: on
+    return parser
+
+
+def get_args(argv: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
+    """The flags, checked as far as that is possible without looking at files. Ends the program on a wrong one."""
+    parser = get_parser(description)
+    args = parser.parse_args(argv)
+    if args.resume:
+        args = resumed(parser, args, argv)
+    if args.mode == "lfr" and args.replay:
+        parser.error("argument --replay: not with --mode=lfr, whose batches are drawn anew; give one of the two")
+    if args.mode == "lfr" and args.stream:
+        parser.error("argument --stream: not with --mode=lfr, which goes through the text again; give one of the two")
+    if args.stream and args.replay and not args.buffer_tokens:
+        parser.error("argument --stream: --replay needs a buffer then; add its size, such as --buffer-tokens=16384")
+    return args
+
+
+def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: list[str] | None) -> argparse.Namespace:
+    """The flags of the run in --out, and on top of them those of the command line that do not change its result."""
+    if args.out is None:
+        parser.error("argument --resume: needs --out=FOLDER, the run to go on with")
+    if args.overwrite:
+        parser.error("argument --resume: goes on with a run, --overwrite replaces it; give one of the two")
+    import checkpoint
+
+    if not (args.out / checkpoint.CONFIG).exists():
+        return args  # nothing to go on with yet: a new run
+    try:
+        saved = checkpoint.read_config(args.out)["flags"]
+    except ValueError as error:
+        parser.error(f"argument --resume: {error}")
+    own = {name: value for name, value in saved.items() if name in vars(args) and name not in ("resume", "overwrite")}
+    parser.set_defaults(**{name: value for name, value in own.items() if name != "out"})
+    args = parser.parse_args(argv)
+    changed = different(args, saved)
+    if changed:
+        parser.error(f"argument --resume: the run was started with {changed}; leave that as it was, or start a new run")
+    return args
+
+
+def of_result(args: argparse.Namespace) -> dict:
+    """The flags that a run's result depends on."""
+    return {name: value for name, value in vars(args).items() if name not in FREE}
+
+
+def different(args: argparse.Namespace, saved: dict) -> str:
+    """The flags of a saved run that differ from these and change the result, as one would type them; "" for none.
+
+    A flag that the saved run did not know yet had what is the default. More epochs are no difference where the
+    learning rate does not depend on them.
+    """
+    own, defaults = of_result(args), vars(get_parser().parse_args([]))
+    saved = {name: value for name, value in saved.items() if name not in FREE}
+    names = [n for n in own if own[n] != saved.get(n, own[n] if defaults[n] is None else defaults[n])]
+    names += [name for name in saved if name not in own and name not in defaults]
+    if args.lr_schedule == "constant" and args.epochs > saved.get("epochs", args.epochs):
+        names.remove("epochs")
+    return ", ".join(spelt(name, saved.get(name, defaults.get(name))) for name in names)
+
+
+def spelt(name: str, value: object) -> str:
+    """A flag as one would type it: --seed=0, --stream, "no --goal"."""
+    flag = "--" + name.replace("_", "-")
+    return f"no {flag}" if value is None or value is False else flag if value is True else f"{flag}={value}"
+
+
+def fill_in(args: argparse.Namespace, gpu: bool) -> None:
+    """What was left open and follows from the machine, the preset and the mode, in place."""
+    args.preset = args.preset or ("117m" if gpu else "tiny")
+    for name, value in PRESET_DEFAULTS[args.preset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.order = args.order or ("random" if args.mode in ("random", "lfr") else "curriculum")
+    if args.C is None:
+        args.C = DEFAULT_C[args.p] * (args.lr if args.p == 1 else 1.0)
+    if args.mode == "curriculum-repeat":
+        args.repeats = args.repeats or args.epochs
+    if args.stream:
+        args.buffer_tokens = args.buffer_tokens or 0
+
+
+def n_replayed(args: argparse.Namespace) -> int:
+    """How many of a batch's rows are replayed ones."""
+    return min(round(args.replay * args.batch_size), args.batch_size - 1)
+
+
+def check_rows(args: argparse.Namespace, processes: int) -> None:
+    """Raises ValueError if a batch's rows do not share out among parts and processes."""
+    new, old = args.batch_size - n_replayed(args), n_replayed(args)
+    if any(rows % (args.grad_accum * processes) for rows in (new, old)):
+        what = f"--batch-size={args.batch_size}" + (", its new rows and its replayed ones" if args.replay else "")
+        share = f" in each of {processes} processes" if processes > 1 else ""
+        raise ValueError(f"--grad-accum={args.grad_accum}: must divide {what}{share}")
+    if args.mode == "lfr" and processes > 1:
+        raise ValueError("--mode=lfr: follows every block's loss in one process; start it without torchrun")

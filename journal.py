@@ -1,0 +1,273 @@
+"""What a run tells: metrics.jsonl, written here and read here for everybody, the progress bar, the report at the end.
+
+A line of metrics.jsonl is a record, of one of three kinds:
+
+    an update       update, epoch (from 1), batch (its place in the order of the text; null: blocks drawn from it),
+                    repeat (from 1), loss (nats per token), alpha (before it is clamped at 0; null outside bcp), lr,
+                    tokens (so far), done (why the batch was left after this update, or null), and every --norms-every
+                    updates step_norm, pull_norm, anchor_dist, anchor_by_layer, unmoved
+    an evaluation   update, val_loss (nats per token), toy (minimal pairs, %), pairs (by paradigm, %)
+    forgetting      update, forgetting: a list of [batch, updates since it was trained on, its loss then, its loss now]
+
+What follows from them (visits, coverage, what was forgotten) is worked out here and kept nowhere else.
+"""
+
+import json
+import math
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from machine import copy_to_device
+from model import count_parameters
+
+if TYPE_CHECKING:
+    from evaluate import Scores
+
+FILE = "metrics.jsonl"
+TRACKED = 8  # batches that --track-forgetting follows, from all along the order of the text
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(folder: Path) -> list[dict]:
+    """The records of a run; of a run that goes on, or was killed, without a half-written last line.
+
+    Raises ValueError, one line, if the file is missing or damaged elsewhere than at its end.
+    """
+    file, records = folder / FILE, []
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; it is the record of a run")
+    lines = file.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            record["update"] += 0
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise ValueError(f"{file}: line {number} is damaged; mend it or delete that line") from None
+            break
+        records.append(record)
+    return records
+
+
+def updates(records: list[dict]) -> list[dict]:
+    return [record for record in records if "loss" in record]
+
+
+def evaluations(records: list[dict]) -> list[dict]:
+    return [record for record in records if "val_loss" in record]
+
+
+def forgetting(records: list[dict]) -> list[list]:
+    """Entries [batch, updates since, loss then, loss now] of all measurements."""
+    return [entry for record in records for entry in record.get("forgetting", [])]
+
+
+def visits(records: list[dict]) -> list[list[dict]]:
+    """The updates of each visit to a batch, in order; the last visit may still go on."""
+    found: list[list[dict]] = []
+    for record in updates(records):
+        if record["repeat"] == 1 or not found:
+            found.append([])
+        found[-1].append(record)
+    return found
+
+
+def seen(records: list[dict]) -> set[int]:
+    """The batches met so far."""
+    return {record["batch"] for record in updates(records)} - {None}
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def distance(D: list[Tensor]) -> float:
+    """The 2-norm over all tensors together."""
+    return torch.nn.utils.get_total_norm(D).item()
+
+
+def layers_of(model: torch.nn.Module) -> list[str]:
+    """The layer that each of the model's weight tensors belongs to: embed_tokens, 0, 1, ..., norm."""
+    return [re.fullmatch(r"model\.(?:layers\.)?(\w+)\..*", name)[1] for name, _ in model.named_parameters()]
+
+
+def drift(W: list[Tensor], anchor: list[Tensor], layers: list[str]) -> dict[str, float | dict[str, float]]:
+    """How far W is from W_{t,0}. `layers` names the layer that each tensor belongs to.
+
+    anchor_dist: |W - W_{t,0}|_2 over all tensors; anchor_by_layer: the same for each layer, in the order they come in;
+    unmoved: the share of weights that are exactly at their anchor (0 to 1).
+    """
+    D = torch._foreach_sub(W, anchor)
+    by_layer: dict[str, list[Tensor]] = {}
+    for layer, d in zip(layers, D, strict=True):
+        by_layer.setdefault(layer, []).append(d)
+    return {
+        "anchor_dist": distance(D),
+        "anchor_by_layer": {layer: distance(part) for layer, part in by_layer.items()},
+        "unmoved": 1 - sum(d.count_nonzero() for d in D).item() / sum(d.numel() for d in D),
+    }
+
+
+class Journal:
+    """The record of a run while it goes on. Without a folder (other processes, benchmarks) nothing is written."""
+
+    def __init__(self, run, folder: Path | None):
+        self.run, self.file, self.records = run, folder and folder / FILE, []
+        self.norms: dict = {}
+        self.W = [w.detach() for w in run.model.parameters()]
+        if self.file:
+            self.records = read(folder) if self.file.exists() else []
+            self.metrics = open(self.file, "ab", buffering=0)  # noqa: SIM115
+            self.hooks = [
+                run.optimizer.register_step_pre_hook(lambda *_: self.before_step()),
+                run.optimizer.register_step_post_hook(lambda *_: self.after_step()),
+            ]
+        self.bar = tqdm(total=run.end, initial=run.update, unit="update", dynamic_ncols=True, mininterval=0.5,
+                        disable=self.file is None)  # fmt: skip
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """The time until the next update is time spent on training."""
+        self.began = time.perf_counter()
+
+    def record(self, **record) -> None:
+        """One line of metrics.jsonl; NaN and the infinities, which JSON does not know, as null."""
+        if not self.file:
+            return
+        finite = {name: None if value in (math.inf, -math.inf) or value != value else value  # NaN differs from itself
+                  for name, value in record.items()}  # fmt: skip
+        self.records.append(finite)
+        line = json.dumps(finite).encode() + b"\n"
+        try:
+            while line:
+                line = line[self.metrics.write(line) :]  # a disk that fills up takes a part of it
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from None
+
+    def before_step(self) -> None:
+        """The optimizer calls it: every --norms-every updates keep W, to measure its step."""
+        due = (self.run.update + 1) % self.run.args.norms_every == 0
+        self.before = [w.clone() for w in self.W] if due else None
+
+    def after_step(self) -> None:
+        """The optimizer calls it: |W' - W|, and keep W', to measure the pull-back."""
+        if self.before:
+            self.norms = {"step_norm": distance(torch._foreach_sub(self.W, self.before))}
+            self.before = [w.clone() for w in self.W] if self.run.anchor else None
+
+    def update(self, loss: float, alpha: float | None, lr: float) -> None:
+        """One update, after its pull-back: loss in nats per token, alpha before it is clamped, the learning rate."""
+        run, args = self.run, self.run.args
+        now = time.perf_counter()
+        run.seconds, self.began = run.seconds + now - self.began, now
+        if not self.file:
+            return
+        if self.norms and self.before:
+            pulled = distance(torch._foreach_sub(self.W, self.before))
+            self.norms |= {"pull_norm": pulled, **drift(self.W, run.anchor, layers_of(run.model))}
+        tokens, repeat = run.update * args.batch_size * args.block_size, run.alpha.repeats
+        where = {"epoch": run.stream.epoch + 1, "batch": run.stream.batch, "repeat": repeat}
+        norms = {"step_norm": None, "pull_norm": None, "anchor_dist": None} | self.norms
+        numbers = {"loss": loss, "alpha": alpha, "lr": lr, **norms, "done": run.alpha.done, "tokens": tokens}
+        self.record(update=run.update, **where, **numbers)
+        self.norms, self.before = {}, None
+        shown_alpha = "" if alpha is None else f"alpha {alpha:.2f}, repeat {repeat}, "
+        shown = f"loss {loss:.3f}, {shown_alpha}{tokens / run.seconds:,.0f} tokens/s"
+        self.bar.set_postfix_str(shown, refresh=False)
+        self.bar.update()
+        if args.track_forgetting and run.update % args.track_forgetting == 0:
+            self.forgetting()
+
+    def forgetting(self) -> None:
+        """Score some batches met before again."""
+        run, stream, found = self.run, self.run.stream, []
+        tracked = {int(i * (stream.n_batches - 1) / (TRACKED - 1)) for i in range(TRACKED)}
+        last = {record["batch"]: record for record in updates(self.records) if record["batch"] in tracked}
+        for batch, record in sorted(last.items()):
+            if batch != stream.batch:
+                rows = batch * stream.batch_size + np.arange(stream.batch_size)
+                x, y = (copy_to_device(part, run.device) for part in stream.blocks(rows))
+                with torch.no_grad(), run.autocast:
+                    now = run.model(x, y).item()
+                found.append([batch, run.update - record["update"], record["loss"], now])
+        self.record(update=run.update, forgetting=found)
+        self.start_clock()
+
+    def evaluation(self, scores: "Scores") -> None:
+        """One evaluation of the weights as they are."""
+        if not self.file:
+            return
+        pairs = {uid: score["accuracy"] for uid, score in scores.pairs.items()} if scores.pairs else None
+        self.record(update=self.run.update, val_loss=scores.val_loss, toy=scores.toy, pairs=pairs)
+        batches = f", {len(seen(self.records))} of {self.run.stream.n_batches} batches seen"
+        self.bar.write(f"update {self.run.update:5}: {scores}{batches}")
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.file:
+            self.metrics.close()
+            for hook in self.hooks:
+                hook.remove()
+
+
+# --- Header and report ------------------------------------------------------------------------------------------------
+
+
+def header(run) -> None:
+    """What a run begins with."""
+    args, meta = run.args, run.corpus.meta
+    sizes = f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
+    small = " (the default without a GPU)" if args.preset == "tiny" and run.device.type != "cuda" else ""
+    print(f"run     {run.folder}" + (f", going on after update {run.update}" if run.update else ""))
+    print(f"model   {args.preset}{small}: {count_parameters(run.model):,} parameters, {run.device}, {args.dtype}")
+    print(f"text    {meta['corpus']}: vocabulary {meta['vocab_size']:,}, {sizes}")
+    print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
+
+
+def report(run) -> None:
+    """The table at the end of a run."""
+    args, stream, records = run.args, run.stream, read(run.folder)
+    last = evaluations(records)[-1]
+    rows = [("validation loss", "-" if last["val_loss"] is None else f"{last['val_loss']:.3f} nats per token")]
+    if last["pairs"]:
+        rows += [("minimal pairs", f"{last['toy']:5.1f} %, mean of {len(last['pairs'])} paradigms")]
+        rows += [(f"  {uid}", f"{score:5.1f} %") for uid, score in last["pairs"].items()]
+    n_seen, left = len(seen(records)), [visit for visit in visits(records) if visit[-1]["done"]]
+    share = n_seen * stream.batch_size * args.block_size / run.text_tokens
+    rows += [("batches seen", f"{n_seen} of {stream.n_batches}, in {stream.passes:.2f} passes")]
+    rows += [("tokens seen", f"{100 * share:.1f} % of the training text")]
+    if left:
+        repeats = [len(visit) for visit in left]
+        numbers = f"mean {statistics.fmean(repeats):.1f}, median {statistics.median(repeats):g}"
+        rows += [("repeats of a batch", f"{numbers}, largest {max(repeats)}")]
+    unconverged = sum(visit[-1]["done"] == "unconverged" for visit in left)
+    if args.mode == "bcp":
+        rows += [("unconverged", f"{unconverged} of {len(left)} visits, goal {args.goal:g} nats per token")]
+    if kept := forgetting(records):
+        lost = [now - then for _, _, then, now in kept]
+        change = f"{statistics.fmean(lost):+.2f} nats from a batch's last update, at worst {max(lost):+.2f}"
+        rows += [("forgetting", change)]
+    rows += [("speed", f"{run.update * args.batch_size * args.block_size / run.seconds:,.0f} tokens per second")]
+    rows += [("training time", f"{run.seconds:.0f} s for {run.update} updates")]
+    width = max(len(name) for name, _ in rows)
+    print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows))
+    if 2 * unconverged > len(left) and (better := suggested_goal(records)):
+        print(f"\nover half of the visits did not converge: --goal={args.goal:g} is too low here; a little above what "
+              f"--mode=random reaches is good, and by this run's losses try --goal={better}")  # fmt: skip
+
+
+def suggested_goal(records: list[dict]) -> float | None:
+    """The goal with which half of the visits would have converged, nats per token; None without recorded losses.
+
+    With threshold 1 a visit ends when the mean of L over its repeats is down to the goal: the median of that mean.
+    """
+    means = [statistics.fmean(record["loss"] for record in visit) for visit in visits(records)]
+    return math.ceil(10 * statistics.median(means)) / 10 if means else None
