@@ -3,7 +3,6 @@
     python evaluate.py out/bcp-p1-1                                      # the built-in corpus's minimal pairs
     python evaluate.py out/bcp-p1-1 --data EVAL --task blimp wug_adj     # of the folders EVAL/blimp and so on
     python evaluate.py out/bcp-p1-1 --data EVAL --task all --untrained=5 --compare out/random-1
-    python evaluate.py --reference                                       # what the poster reports
 
 The tasks are in tasks.py. A candidate's log-probability is the sum over the tokens of its completion, those that
 overlap its characters. The end-of-text token stands before every text, so that the first word counts too. The rules are
@@ -27,14 +26,6 @@ import data
 import tasks
 from tasks import TASKS, Candidate, Row
 
-REFERENCE = """What the poster reports (Yoshida et al. 2025), not measured here; "text avg." holds fine-tuned tasks too:
-
-model                            BLiMP   BLiMP-S   WUG-ADJ   text avg.
-GPT-BERT (official baseline)      80.5      73.0      41.2        70.9
-GPT-2 (official baseline)         74.9      63.3      50.2        54.7
-BCP p = 1                         49.2      50.4      57.5        32.8
-BCP p = 2                         52.2      50.2      57.1        32.5"""
-
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
@@ -48,7 +39,7 @@ def get_parser() -> argparse.ArgumentParser:
     )
     # fmt: off
     add = parser.add_argument
-    add("run", type=Path, nargs="?", help="run folder, as train.py wrote it")
+    add("run", type=Path, help="run folder, as train.py wrote it")
     add("--task", nargs="+", default=["toy"], metavar="TASK", help=f"some of {', '.join(TASKS)}; or all: those whose "
         "folder is in --data (default: toy)")
     add("--data", type=Path, help="a folder with a folder per task, as the challenge has it, or with one task's files "
@@ -61,7 +52,6 @@ def get_parser() -> argparse.ArgumentParser:
         "(default: none)")
     add("--items", type=int, metavar="N", help="about N of each task's items, evenly taken (default: all)")
     add("--batch-size", type=int, default=64, help="items scored together (default: 64)")
-    add("--reference", action="store_true", help="print the poster's table (default: off)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     # fmt: on
     return parser
@@ -70,8 +60,6 @@ def get_parser() -> argparse.ArgumentParser:
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = get_parser()
     args = parser.parse_args(argv)
-    if args.run is None and not args.reference:
-        parser.error("no run; give the folder of one, such as out/bcp-p1-1")
     for task in args.task:
         if task not in (*TASKS, "all"):
             parser.error(f"argument --task: {task!r}: must be some of {', '.join(TASKS)}, or all")
@@ -273,21 +261,6 @@ def other_rows(run: Path, task: str, weights: str, digest: str) -> list[Row]:
 # --- The table --------------------------------------------------------------------------------------------------------
 
 
-def as_json(row: Row, chance: list[dict], other: Row | None) -> dict:
-    """A row with its interval, the scores of untrained models, and the difference from another run's row: paired, both
-    on the same draws of the items."""
-    low, high = tasks.interval([row.statistic(some) for some in tasks.draws(row.strata)])
-    result = {"name": row.name, "score": row.score, "low": low, "high": high, "items": len(row.strata)}
-    result |= {"ties": row.ties, "untrained": [scores[row.name] for scores in chance], "compared": None}
-    if other:
-        gaps = [row.statistic(some) - other.statistic(some) for some in tasks.draws(row.strata)]
-        low, high = tasks.interval(gaps)
-        flipped = int((row.decisions != other.decisions).sum()) if len(row.decisions) else None
-        difference = {"difference": row.score - other.score, "low": low, "high": high, "flipped": flipped}
-        result["compared"] = {"score": other.score, **difference}
-    return result | {"groups": row.groups}
-
-
 def print_table(results: list[dict], compared_to: Path | None) -> None:
     """All rows; then the mean over the zero-shot tasks among them."""
     n = max(len(result["untrained"]) for result in results)
@@ -327,20 +300,6 @@ def print_groups(groups: dict) -> None:
 # --- The program ------------------------------------------------------------------------------------------------------
 
 
-def chosen_tasks(args: argparse.Namespace) -> list[str]:
-    """The tasks to score; of "all", those that are there."""
-    chosen = list(dict.fromkeys(args.task))
-    if "all" not in chosen:
-        return chosen
-    missing = [task for task in TASKS if task != "toy" and tasks.find_folder(task, args.data) is None]
-    if missing:
-        print(f"not in {args.data}: {', '.join(missing)}")
-    chosen = [task for task in TASKS if task in chosen or task not in ("toy", *missing)]
-    if not chosen:
-        raise data.DataError(f"--data={args.data}: no folder of any task there; one is called, for instance, blimp")
-    return chosen
-
-
 def evaluate(args: argparse.Namespace) -> None:
     """Read all tasks, score them, write the results into the run folder and print the table."""
     reuse_memory()
@@ -348,7 +307,7 @@ def evaluate(args: argparse.Namespace) -> None:
     model, tokenizer, config = load_run(args.run, device, args.weights)
     eot, encode, cache = model.config.vocab_size - 1, tasks.Encoder(tokenizer), cache_of(args.run, config)
     # Everything is read before anything is scored: what is wrong with a file or another run is said at once.
-    read = {task: tasks.read(task, args.data, encode, args.items) for task in chosen_tasks(args)}
+    read = {task: tasks.read(task, args.data, encode, args.items) for task in tasks.there(args.task, args.data)}
     others = {task: other_rows(args.compare, task, args.weights, read[task][2]) for task in read if args.compare}
 
     results = []
@@ -360,7 +319,7 @@ def evaluate(args: argparse.Namespace) -> None:
         chance = untrained(args.untrained, cache, task, digest, model.config, score_it)
         rows = score_it(model)
         theirs = others.get(task, [None] * len(rows))
-        scores = [as_json(row, chance, other) for row, other in zip(rows, theirs, strict=True)]
+        scores = [tasks.as_json(row, chance, other) for row, other in zip(rows, theirs, strict=True)]
         file = result_file(args.run, task, args.weights)
         file.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         result = {"task": task, "run": str(args.run), "weights": args.weights, "files": digest, "scores": scores}
@@ -373,13 +332,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.run:
-        try:
-            evaluate(args)
-        except ValueError as error:
-            get_parser().error(str(error))
-    if args.reference:
-        print(("\n" if args.run else "") + REFERENCE)
+    try:
+        evaluate(args)
+    except ValueError as error:
+        get_parser().error(str(error))
 
 
 if __name__ == "__main__":

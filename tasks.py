@@ -250,6 +250,20 @@ def find_folder(task: str, folder: Path) -> Path | None:
     return next((folder / name for name in TASKS[task].folders if (folder / name).is_dir()), None)
 
 
+def there(wanted: list[str], folder: Path | None) -> list[str]:
+    """The tasks to score; of "all", those whose folder is there. Raises DataError if that is none."""
+    wanted = list(dict.fromkeys(wanted))
+    if "all" not in wanted:
+        return wanted
+    missing = [task for task in TASKS if task != "toy" and find_folder(task, folder) is None]
+    if missing:
+        print(f"not in {folder}: {', '.join(missing)}")
+    wanted = [task for task in TASKS if task in wanted or task not in ("toy", *missing)]
+    if not wanted:
+        raise data.DataError(f"--data={folder}: no folder of any task there; one is called, for instance, blimp")
+    return wanted
+
+
 def task_files(task: str, folder: Path | None) -> dict[Path, bytes]:
     """A task's files and what is in them. Raises DataError if there are none."""
     if task == "toy":
@@ -320,3 +334,18 @@ def interval(values: list[float]) -> tuple[float, float]:
     """The middle 95 %."""
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
+
+
+def as_json(row: Row, chance: list[dict], other: Row | None) -> dict:
+    """A row with its interval, the scores of untrained models, and the difference from another run's row: paired, both
+    on the same draws of the items."""
+    low, high = interval([row.statistic(some) for some in draws(row.strata)])
+    result = {"name": row.name, "score": row.score, "low": low, "high": high, "items": len(row.strata)}
+    result |= {"ties": row.ties, "untrained": [scores[row.name] for scores in chance], "compared": None}
+    if other:
+        gaps = [row.statistic(some) - other.statistic(some) for some in draws(row.strata)]
+        low, high = interval(gaps)
+        flipped = int((row.decisions != other.decisions).sum()) if len(row.decisions) else None
+        difference = {"difference": row.score - other.score, "low": low, "high": high, "flipped": flipped}
+        result["compared"] = {"score": other.score, **difference}
+    return result | {"groups": row.groups}

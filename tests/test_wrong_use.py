@@ -82,7 +82,7 @@ GO_ON = "train.py --cache=CACHE --resume --max-updates=9 "
         ("train.py --data=other.txt --cache=file", 1, "file"),
         (GO_ON + "--out=run --seed=9 --goal=3", 2, "was started with no --goal, --seed=0"),
         (GO_ON + "--out=run --data=prepared", 2, "was started with --data="),
-        ("evaluate.py", 2, "no run; give the folder of one"),
+        ("evaluate.py", 2, "the following arguments are required: run"),
         ("evaluate.py nowhere", 2, "no run there"),
         ("evaluate.py file", 2, "no run there"),
         ("evaluate.py run --task=wug-of-the-year", 2, "must be some of toy, blimp"),
