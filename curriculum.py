@@ -111,11 +111,6 @@ def join(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
     return np.concatenate([corpus.tokens[_positions(corpus, part)[0]] for part in parts])
 
 
-def count_tokens(corpus: "Corpus", lines: np.ndarray) -> int:
-    """How many tokens these lines have, end-of-text included."""
-    return int((corpus.line_start[lines + 1] - corpus.line_start[lines]).sum())
-
-
 def count_batches(n_tokens: int, block_size: int, batch_size: int) -> int:
     """How many batches of B blocks of T + 1 tokens, at stride T, a text of that many tokens fills."""
     return (n_tokens - 1) // block_size // batch_size

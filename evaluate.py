@@ -24,19 +24,14 @@ import numpy as np
 
 import data
 import tasks
+from flags import device_name, new_parser, number
 from tasks import TASKS, Candidate, Row
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py",
-        usage=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
+    parser = new_parser("evaluate.py", __doc__)
     # fmt: off
     add = parser.add_argument
     add("run", type=Path, help="run folder, as train.py wrote it")
@@ -45,14 +40,14 @@ def get_parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="a folder with a folder per task, as the challenge has it, or with one task's files "
         "(default: none; toy needs none)")
     add("--weights", choices=("last", "average"), default="last", help="average: of average.pt, which "
-        "python -m tools.average RUN --last=4 writes (default: last)")
-    add("--untrained", type=int, default=0, metavar="N", help="beside every score that of N models of this size and "
-        "tokenizer as they are before training; kept beside the corpus's tokenizer (default: 0)")
+        "python -m tools.average RUN --last=4 writes")
+    add("--untrained", type=number(int, 0), default=0, metavar="N", help="beside every score that of N models of this "
+        "size and tokenizer as they are before training; kept beside the corpus's tokenizer")
     add("--compare", type=Path, metavar="OTHER", help="differences from another run, scored on the same tasks before "
         "(default: none)")
-    add("--items", type=int, metavar="N", help="about N of each task's items, evenly taken (default: all)")
-    add("--batch-size", type=int, default=64, help="items scored together (default: 64)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    add("--items", type=number(int, 1), metavar="N", help="about N of each task's items, evenly taken (default: all)")
+    add("--batch-size", type=number(int, 1), default=64, help="items scored together")
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     # fmt: on
     return parser
 
@@ -65,10 +60,6 @@ def get_args(argv: list[str] | None = None) -> argparse.Namespace:
             parser.error(f"argument --task: {task!r}: must be some of {', '.join(TASKS)}, or all")
         if task != "toy" and args.data is None:
             parser.error(f"argument --task: {task} needs --data=FOLDER, where the evaluation files are")
-    for flag, least in (("--untrained", 0), ("--batch-size", 1), ("--items", 1)):
-        value = getattr(args, flag[2:].replace("-", "_"))
-        if value is not None and value < least:
-            parser.error(f"argument {flag}: {value}: must be at least {least}")
     return args
 
 

@@ -58,11 +58,14 @@ def device_name(text: str) -> str:
     return text
 
 
+def new_parser(program: str, description: str | None = None) -> argparse.ArgumentParser:
+    """A parser without flags. Without a usage text an error is one line."""
+    return argparse.ArgumentParser(program, argparse.SUPPRESS, description, formatter_class=Help, allow_abbrev=False)
+
+
 def get_parser(description: str | None = None) -> argparse.ArgumentParser:
-    """All flags. Without a usage text an error is one line."""
-    parser = argparse.ArgumentParser(
-        "train.py", argparse.SUPPRESS, description, formatter_class=Help, allow_abbrev=False
-    )
+    """All flags of train.py."""
+    parser = new_parser("train.py", description)
     count, share, positive = number(int, 1), number(float, 0, 1), number(float, 0, above=True)
 
     # fmt: off

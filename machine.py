@@ -156,6 +156,7 @@ def for_all_processes(model: torch.nn.Module, compiled: bool) -> Callable:
     return torch.compile(forward) if compiled else forward
 
 
-def own_rows(x: np.ndarray) -> np.ndarray:
-    """This process's share of the rows of x (B, T)."""
-    return np.split(x, n_processes())[distributed.get_rank()] if distributed.is_initialized() else x
+def on_device(blocks: tuple[np.ndarray, np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    """Inputs and targets (B, T) as tensors on the device; of several processes each one's share of the rows."""
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    return tuple(copy_to_device(np.split(x, n_processes())[rank], device) for x in blocks)

@@ -167,8 +167,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description="Print the presets and their sizes.")
-    parser.parse_args()
+    argparse.ArgumentParser(usage=argparse.SUPPRESS, description="Print the presets and their sizes.").parse_args()
     print("preset    layers  width  heads  kv heads   mlp  vocabulary   parameters")
     for name, c in PRESETS.items():
         with torch.device("meta"):

@@ -8,44 +8,30 @@ import argparse
 import sys
 from pathlib import Path
 
+from flags import device_name, new_parser, number
+
 
 def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sample.py",
-        usage=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
-    parser.add_argument("run", type=Path, help="run folder, as train.py wrote it")
-    parser.add_argument("--prompt", default="", help="how each sample starts (default: nothing)")
-    parser.add_argument("--samples", type=int, default=5, help="how many (default: 5)")
-    parser.add_argument("--max-tokens", type=int, default=60, help="longest sample, in tokens (default: 60)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
-    parser.add_argument("--top-k", type=int, default=50, help="draw from the k likeliest tokens (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    parser = new_parser("sample.py", __doc__)
+    add = parser.add_argument
+    add("run", type=Path, help="run folder, as train.py wrote it")
+    add("--prompt", default="", help="how each sample starts (default: nothing)")
+    add("--samples", type=number(int, 1), default=5, help="how many")
+    add("--max-tokens", type=number(int, 1), default=60, help="longest sample, in tokens")
+    add("--temperature", type=number(float, 0), default=0.8, help="0 takes the likeliest token")
+    add("--top-k", type=number(int, 1), default=50, help="draw from the k likeliest tokens")
+    add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draws")
+    add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     return parser
 
 
-def get_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = get_parser()
-    args = parser.parse_args(argv)
-    for name in ("samples", "max_tokens", "top_k"):
-        if getattr(args, name) < 1:
-            parser.error(f"argument --{name.replace('_', '-')}: {getattr(args, name)}: must be at least 1")
-    if not 0 <= args.temperature < float("inf"):
-        parser.error(f"argument --temperature: {args.temperature}: must be a number of at least 0")
-    return args
+ARGS = get_parser().parse_args() if __name__ == "__main__" else None  # wrong flags end before torch is loaded
 
+import torch
 
-ARGS = get_args() if __name__ == "__main__" else None  # wrong flags end here, before the slow import of torch
-
-import torch  # noqa: E402
-
-import evaluate  # noqa: E402
-from machine import pick_device  # noqa: E402
-from model import Transformer  # noqa: E402
+import evaluate
+from machine import pick_device
+from model import Transformer
 
 
 @torch.no_grad()

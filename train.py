@@ -32,7 +32,7 @@ import data
 import evaluate
 import machine
 from journal import Journal, header, report
-from machine import copy_to_device, copy_to_host, is_first, n_processes, own_rows
+from machine import copy_to_host, is_first, n_processes, on_device
 from model import PRESETS, Transformer
 
 
@@ -68,11 +68,11 @@ def train(run: Run, journal: Journal, signals: list[int]) -> bool:
     args, stream, alpha, W = run.args, run.stream, run.alpha, list(run.model.parameters())
     stop = False
     if run.update == 0:
-        assess(run, journal)
+        look(run, journal)
 
     while run.update < run.end and not stop:
         rate = share_of_rate(run.update, run.budget, args.warmup, args.lr_schedule)
-        x, y = on_device(run, stream.rows)  # X_t
+        x, y = on_device(stream.blocks(), run.device)  # X_t
         if alpha.repeats == 0:
             bcp.drop_anchor(run.anchor, W)
 
@@ -96,10 +96,7 @@ def train(run: Run, journal: Journal, signals: list[int]) -> bool:
             stream.advance()
             alpha.restart()
 
-        if run.update % args.eval_every == 0 or run.update == run.end:
-            assess(run, journal)
-        if run.update % args.save_every == 0 or run.update == run.end or stop:
-            save(run, journal)
+        look(run, journal, stop)
     return bool(stop)
 
 
@@ -115,12 +112,6 @@ def share_of_rate(update: int, budget: int, warmup: int, schedule: str) -> float
     if schedule == "wsd":
         return min(1.0, (budget - update) / max(1.0, 0.2 * budget))
     return 1.0
-
-
-def on_device(run: Run, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of the blocks with these numbers, (B, T); of several processes each one's share of them."""
-    x, y = run.stream.blocks(rows)
-    return copy_to_device(own_rows(x), run.device), copy_to_device(own_rows(y), run.device)
 
 
 def loss_and_gradient(run: Run, x: Tensor, y: Tensor, stop: bool = False) -> list[float]:
@@ -155,9 +146,8 @@ def add_replay(run: Run, W: list[Tensor]) -> dict[str, float | Tensor]:
         return {}
     g = [w.grad for w in W]
     run.optimizer.zero_grad()
-    L, _ = loss_and_gradient(
-        run, *on_device(run, run.stream.replay(flags.n_replayed(args), args.replay_power, run.update))
-    )
+    rows = run.stream.replay(flags.n_replayed(args), args.replay_power, run.update)
+    L, _ = loss_and_gradient(run, *on_device(run.stream.blocks(rows), run.device))
     norm = bcp.clip_and_scale([w.grad for w in W], args.clip, args.replay)
     torch._foreach_add_([w.grad for w in W], g, alpha=1 - args.replay)
     return {"loss of the replayed rows": L, "gradient of the replayed rows": norm}
@@ -187,32 +177,25 @@ def step_if_finite(run: Run, numbers: dict[str, float | Tensor]) -> None:
                                  "try a lower --lr, or --dtype=float32")  # fmt: skip
 
 
-def assess(run: Run, journal: Journal) -> None:
-    """Validation loss and minimal pairs of the weights as they are; with --keep-weights they are kept."""
+def look(run: Run, journal: Journal, stop: float = False) -> None:
+    """Evaluate, keep the weights and save when it is time.
+
+    From a checkpoint the run goes on to the same weights, from the middle of a batch's repeats too.
+    """
     if run.folder is None or not is_first():
         return
-    scores = evaluate.assess(run.model, *run.validation, run.args.batch_size, run.corpus.pairs, run.corpus.eot)
-    journal.evaluation(scores)
-    if run.args.keep_weights and run.update:
-        checkpoint.save_weights(run.folder, run.update, run.model.state_dict())
-    journal.start_clock()
-
-
-def save(run: Run, journal: Journal) -> None:
-    """A checkpoint from which the run goes on to the same weights, from the middle of a batch's repeats too."""
-    if run.folder is None or not is_first():
-        return
-    state = {
-        "model": run.model.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "anchor": run.anchor if run.alpha.repeats else [],  # between two batches the anchor is W itself
-        "alpha": dataclasses.asdict(run.alpha),
-        "stream": run.stream.state(),
-        "update": run.update,
-        "seconds": run.seconds,
-        "run": checkpoint.identity(run.args, run.corpus.meta["files"]),
-    }
-    checkpoint.save_run(run.folder, state)
+    args, model, last = run.args, run.model, run.update == run.end
+    if run.update % args.eval_every == 0 or last:
+        blocks, pairs = run.validation, run.corpus.pairs
+        journal.evaluation(evaluate.assess(model, *blocks, args.batch_size, pairs, run.corpus.eot))
+        if args.keep_weights and run.update:
+            checkpoint.save_weights(run.folder, run.update, model.state_dict())
+    if run.update and (run.update % args.save_every == 0 or last or stop):
+        anchor = run.anchor if run.alpha.repeats else []  # between two batches the anchor is W itself
+        state = {"model": model.state_dict(), "optimizer": run.optimizer.state_dict(), "anchor": anchor,
+                 "alpha": dataclasses.asdict(run.alpha), "stream": run.stream.state(), "update": run.update,
+                 "seconds": run.seconds, "run": checkpoint.identity(args, run.corpus.meta["files"])}  # fmt: skip
+        checkpoint.save_run(run.folder, state)
     journal.start_clock()
 
 
@@ -250,7 +233,7 @@ def start(args: argparse.Namespace) -> Run:
         prepared = data.prepare(args.data, args.cache, vocab_size=args.vocab_size, propose=preset.vocab_size)
     corpus = data.open_prepared(prepared)
     stream = make_stream(corpus, args)
-    text_tokens = curriculum.count_tokens(corpus, corpus.train_lines())
+    text_tokens = int(np.diff(corpus.line_start)[corpus.train_lines()].sum())
     budget = args.epochs * curriculum.count_batches(text_tokens, args.block_size, args.batch_size)
     args.eval_every = args.eval_every or math.ceil(budget / 8)
 

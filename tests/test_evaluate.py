@@ -205,9 +205,9 @@ def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
     [
         (["out/x", "--task=blmip"], "'blmip': must be some of toy, blimp,"),
         (["out/x", "--task", "toy", "blimp"], "blimp needs --data=FOLDER"),
-        (["out/x", "--untrained=-1"], "--untrained: -1: must be at least 0"),
-        (["out/x", "--items=0"], "--items: 0: must be at least 1"),
-        (["out/x", "--batch-size=0"], "--batch-size: 0: must be at least 1"),
+        (["out/x", "--untrained=-1"], "--untrained: '-1': must be a whole number of at least 0"),
+        (["out/x", "--items=0"], "--items: '0': must be a whole number of at least 1"),
+        (["out/x", "--batch-size=0"], "--batch-size: '0': must be a whole number of at least 1"),
         (["--task=toy"], "the following arguments are required: run"),
     ],
 )
@@ -236,7 +236,9 @@ def test_folders_that_are_no_whole_run_are_refused(run_folder, tmp_path):
 def test_samples_start_with_the_prompt_and_repeat_by_seed(run_folder, capsys):
     outputs = []
     for seed in (1, 1, 2):
-        sample.main(sample.get_args([str(run_folder), "--prompt=the dogs", "--samples=3", f"--seed={seed}"]))
+        sample.main(
+            sample.get_parser().parse_args([str(run_folder), "--prompt=the dogs", "--samples=3", f"--seed={seed}"])
+        )
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2] and outputs[0].count("the dogs") >= 3
 
