@@ -72,7 +72,7 @@ def ours(mode: str, s: Setting) -> Iterator[None]:
     name, _, p = mode.partition("-") if mode.startswith("bcp") else (mode, "", "1")
     words = [f"--mode={name}", f"--p={p}", f"--C={1e-5 if p == '1' else 0.1}", "--eta=1e-3", "--goal=100",
              f"--preset={s.preset}", f"--batch-size={s.batch_size}", f"--block-size={s.block_size}", "--lr=1e-4",
-             "--warmup=0", f"--device={s.device}"]  # fmt: skip
+             "--warmup=0", "--eval-every=1000", f"--device={s.device}"]  # fmt: skip
     args, device = flags.get_args(words), torch.device(s.device)
     flags.fill_in(args, gpu=device.type == "cuda")
     machine.reuse_memory()

@@ -71,7 +71,7 @@ def read_run(folder: Path) -> Run:
 
 
 def converged(visit: list[dict]) -> bool:
-    return visit[-1]["done"] == "converged"
+    return visit[-1].get("done") == "converged"  # older runs do not say it
 
 
 def retention(forgetting: list[list]) -> list[tuple[float, float, float, int]]:
