@@ -267,11 +267,11 @@ def load_run(folder: Path, args: argparse.Namespace, text: dict) -> dict:
     return state
 
 
-def go_on(folder: Path, update: int, args: argparse.Namespace) -> None:
+def go_on(folder: Path, update: int, args: argparse.Namespace, kept: set[int]) -> None:
     """The folder as it was at the checkpoint's update, for a run that goes on from there."""
     cut_metrics(folder, update)
     for at, file in kept_weights(folder):  # of evaluations that are made again, or that a longer run does not make
-        if at > update or at % args.eval_every:
+        if at > update or at not in kept:
             file.unlink()
     config = read_config(folder)
     config["flags"]["epochs"] = args.epochs  # it may have been raised

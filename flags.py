@@ -11,6 +11,8 @@ from curriculum import DIFFICULTY
 
 # What a preset of model.py is trained with unless a flag says otherwise.
 PRESET_DEFAULTS = {
+    "372m": {"block_size": 512, "batch_size": 128, "lr": 5e-4, "warmup": 0.05},
+    "115m": {"block_size": 512, "batch_size": 128, "lr": 5e-4, "warmup": 0.05},
     "117m": {"block_size": 512, "batch_size": 64, "lr": 6e-4, "warmup": 200},
     "small": {"block_size": 256, "batch_size": 32, "lr": 1e-3, "warmup": 100},
     "tiny": {"block_size": 64, "batch_size": 32, "lr": 2e-3, "warmup": 20},
@@ -19,7 +21,26 @@ PRESET_DEFAULTS = {
 # The default C for each p, measured (results/LOG.md): a share of the peak learning rate, about what AdamW moves
 # a weight by, and a share of the distance.
 DEFAULT_C = {1: 0.15, 2: 0.1}
+KEEP = ("evaluations", "words", "shares")
+# Words, in millions, after which the challenge wants checkpoints, and the paper averaged them (section 3.3).
+MILESTONES = (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
+# What --recipe sets, unless a flag says otherwise; a function where it depends on the mode or on p.
+RECIPES = {
+    "paper": {  # tables 7 and 8; batches of 128 x 512 come with the presets 115m and 372m
+        "goal": 0.693, "eta": 0.1, "max_repeats": 10, "patience": 3, "pull": "prox", 
+        "C": lambda args: {1: 1e-6, 2: 1.0}[args.p], "weight_decay": lambda args: 0.0 if args.mode == "bcp" else 0.01,
+        "beta1": 0.9, "beta2": 0.999, "lr": 5e-4, "lr_schedule": "cosine", "lr_end": 0.1, "warmup": 0.05,
+        "keep_weights": "shares",
+    },
+    # The poster's form of the method, which the experiments E1 to E5 were made with.
+    "poster": {"pull": "gradient", "patience": 2, "alpha_cap": 1e9, "moments": "carried", "max_repeats": 100,
+               "C_schedule": "lr"},
+}  # fmt: skip
+# E3's winner: the poster's form in random order, each batch until its loss is a little below what it was at first.
+RECIPES["within-reach"] = RECIPES["poster"] | {
+    "p": 2, "order": "random", "leave_at_goal": True, "patience": 1, "goal_rel": 0.98
+}  # fmt: skip
 # Flags which may differ when a run is resumed: none of them changes what is computed.
 FREE = {"resume", "overwrite", "out", "max_updates", "save_every", "device", "compile", "cache"}
 
@@ -85,6 +106,8 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--out", type=Path, help="run folder (default: a fresh numbered one, such as out/bcp-p1-3)")
     add("--resume", action="store_true", help="go on with the run in --out, with its flags, from its last checkpoint")
     add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--recipe", choices=RECIPES, help="settings to start from, each of which a flag overrides: the paper's; the "
+        "poster's form of the method; or a goal within every batch's reach, in random order (default: none)")
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling")
 
     add = parser.add_argument_group("method").add_argument
@@ -96,12 +119,18 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--repeats", type=count, help="curriculum-repeat: times in a row (default: --epochs)")
     add("--C", type=number(float, 0), help="bcp: strength of the pull-back at the peak learning rate: with p=1 weight "
         f"per update (default: {DEFAULT_C[1]:g} of --lr), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
-    add("--pull", choices=("gradient", "prox"), default="gradient", help="bcp: the pull-back is a gradient step, or "
-        "the proximal step, which never overshoots the anchor")
+    add("--C-schedule", choices=("constant", "lr"), default="constant", help="bcp: C is constant, or follows the "
+        "learning rate")
+    add("--pull", choices=("prox", "gradient"), default="prox", help="bcp: the pull-back is the proximal step, which "
+        "never overshoots the anchor, or the poster's gradient step")
+    add("--moments", choices=("fresh", "carried"), help="AdamW's moments start at zero with every batch, or are "
+        "carried on (default: fresh with --mode=bcp, else carried)")
     add("--eta", type=positive, default=0.1, help="bcp: learning rate of alpha, per nat")
+    add("--alpha-cap", type=positive, default=1.0, metavar="D", help="bcp: alpha grows by no more in one update")
     add("--threshold", type=positive, default=1.0, help="bcp: alpha has converged below it")
-    add("--patience", type=count, default=2, help="bcp: ... and after this many falls in a row")
-    add("--max-repeats", type=count, default=100, help="bcp: leave a batch after so many repeats")
+    add("--patience", type=count, default=3, help="bcp: ... and after this many updates in a row in "
+        "which it did not grow")
+    add("--max-repeats", type=count, default=10, help="bcp: leave a batch after so many repeats (I_max)")
 
     add = parser.add_argument_group("remedies and controls", "none of them is the paper's").add_argument
     add("--leave-at-goal", action="store_true", help="bcp: leave a batch when its loss is below the goal, --patience "
@@ -140,8 +169,10 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--grad-accum", type=count, default=1, help="parts that a batch is processed in, to save memory")
     add("--lr", type=positive, help="peak learning rate of AdamW (default: the preset's)")
     add("--lr-schedule", choices=("constant", "cosine", "wsd"), default="constant",
-        help="after the warm-up; cosine, and wsd in its last fifth, fall to 0")
-    add("--warmup", type=number(int, 0), help="updates of linear warm-up (default: the preset's)")
+        help="after the warm-up; cosine falls, and wsd in its last fifth")
+    add("--lr-end", type=share, default=0.0, metavar="S", help="cosine and wsd fall to this share of the peak")
+    add("--warmup", type=number(float, 0), help="updates of linear warm-up; below 1 a share of the budget (default: "
+        "the preset's)")
     add("--weight-decay", type=number(float, 0), default=0.1, help="on matrices only")
     add("--beta1", type=number(float, 0, 0.9999), default=0.9, help="of AdamW")
     add("--beta2", type=number(float, 0, 0.99999), default=0.95, help="of AdamW")
@@ -151,7 +182,9 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view "
         "(default: the budget)")
     add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")
-    add("--keep-weights", action="store_true", help="keep the weights of every evaluation, for tools.average")
+    add("--keep-weights", choices=KEEP, help="keep weights for tools.average and tools.export: of every evaluation; at "
+        "the challenge's numbers of words (1M to 9M, 10M to 100M, 200M to 1000M); or at the same 28 shares of the "
+        "budget (default: none)")
     add("--save-every", type=count, default=200, help="updates between checkpoints")
     add("--norms-every", type=count, default=10, help="updates between two measurements of norms")
     add("--cache", type=Path, default=Path("data/cache"), help="where prepared text is kept")
@@ -167,6 +200,10 @@ def get_args(argv: list[str] | None = None, description: str | None = None) -> a
     """The flags, checked as far as that is possible without looking at files. Ends the program on a wrong one."""
     parser = get_parser(description)
     args = parser.parse_args(argv)
+    if args.recipe:
+        recipe = {name: value(args) if callable(value) else value for name, value in RECIPES[args.recipe].items()}
+        parser.set_defaults(**recipe)
+        args = parser.parse_args(argv)
     if args.resume:
         args = resumed(parser, args, argv)
     if args.mode == "lfr" and args.replay:
@@ -234,12 +271,23 @@ def fill_in(args: argparse.Namespace, gpu: bool) -> None:
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.order = args.order or ("random" if args.mode in ("random", "lfr") else "curriculum")
+    args.moments = args.moments or ("fresh" if args.mode == "bcp" else "carried")
     if args.C is None:
         args.C = DEFAULT_C[args.p] * (args.lr if args.p == 1 else 1.0)
     if args.mode == "curriculum-repeat":
         args.repeats = args.repeats or args.epochs
     if args.stream:
         args.buffer_tokens = args.buffer_tokens or 0
+
+
+def updates_to_keep(args: argparse.Namespace, budget: int, end: int, words_per_token: float) -> set[int]:
+    """The updates after which --keep-weights keeps the weights; of words, the first update that has seen so many."""
+    if args.keep_weights == "evaluations":
+        return {*range(args.eval_every, end + 1, args.eval_every), end}
+    if args.keep_weights == "words":
+        words = args.batch_size * args.block_size * words_per_token  # of an update, repeats and replayed rows included
+        return {math.ceil(million * 1e6 / words) for million in MILESTONES}
+    return {math.ceil(million / MILESTONES[-1] * budget) for million in MILESTONES} if args.keep_weights else set()
 
 
 def n_replayed(args: argparse.Namespace) -> int:

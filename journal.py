@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flags import RECIPES, spelt
 from machine import copy_to_device
 from model import count_parameters
 
@@ -229,6 +230,9 @@ def header(run) -> None:
     print(f"run     {run.folder}" + (f", going on after update {run.update}" if run.update else ""))
     print(f"model   {args.preset}{small}: {count_parameters(run.model):,} parameters, {run.device}, {args.dtype}")
     print(f"text    {meta['corpus']}: vocabulary {meta['vocab_size']:,}, {sizes}")
+    if args.recipe:
+        chosen = " ".join(spelt(name, getattr(args, name)) for name in RECIPES[args.recipe])
+        print(f"recipe  {args.recipe}: {chosen}")
     print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
 
 
@@ -260,7 +264,8 @@ def report(run) -> None:
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows))
     if 2 * unconverged > len(left) and (better := suggested_goal(records)):
-        print(f"\nover half of the visits did not converge: --goal={args.goal:g} is too low here; a little above what "
+        few = "no visit" if unconverged == len(left) else "less than half of the visits"
+        print(f"\n{few} converged: --goal={args.goal:g} is too low here; a little above what "
               f"--mode=random reaches is good, and by this run's losses try --goal={better}")  # fmt: skip
 
 

@@ -39,6 +39,8 @@ class Config:
 
 # The vocabulary is only proposed here: the tokenizer decides it.
 PRESETS = {
+    "372m": Config(n_layer=24, n_embd=896, n_head=14, n_kv_head=2, n_mlp=4864, vocab_size=16000),  # the paper's two
+    "115m": Config(n_layer=12, n_embd=768, n_head=8, n_kv_head=8, n_mlp=2688, vocab_size=16000),
     "117m": Config(n_layer=12, n_embd=768, n_head=12, n_kv_head=3, n_mlp=3136, vocab_size=16384),
     "small": Config(n_layer=6, n_embd=320, n_head=5, n_kv_head=1, n_mlp=1024, vocab_size=8192),
     "tiny": Config(n_layer=4, n_embd=128, n_head=4, n_kv_head=2, n_mlp=384, vocab_size=2048),

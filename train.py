@@ -48,6 +48,7 @@ class Run:
     text_tokens: int  # of the whole training text
     budget: int  # U, updates: the same in every regime, whatever share of the text and of the rows is new
     end: int  # where this run stops: the budget, or --max-updates before it
+    kept: set[int]  # updates after which the weights are kept
     forward: Callable  # the model, compiled, in several processes
     autocast: torch.autocast
     # What changes while the run goes on, and what a checkpoint holds.
@@ -71,27 +72,30 @@ def train(run: Run, journal: Journal, signals: list[int]) -> bool:
         look(run, journal)
 
     while run.update < run.end and not stop:
-        rate = share_of_rate(run.update, run.budget, args.warmup, args.lr_schedule)
+        rate = share_of_rate(run.update, run.budget, args)
         x, y = on_device(stream.blocks(), run.device)  # X_t
         if alpha.repeats == 0:
             bcp.drop_anchor(run.anchor, W)
+            if args.moments == "fresh":
+                bcp.start_moments(run.optimizer)
 
-        # Step 1: L, the mean cross-entropy of W on the batch, and its gradient.
+        # L, the mean cross-entropy of W on the batch, and its gradient.
         L, stop = loss_and_gradient(run, x, y, stop=bool(signals))
 
-        # Step 2: alpha' = alpha + eta (L - L_goal), then W' = AdamW(alpha' L).
-        new_alpha = alpha.update(L)
+        # alpha <- max(0, alpha + min(1, eta (L - goal)));  W' <- AdamW's step on alpha L.
+        raw_alpha = alpha.update(L)
         norm = bcp.clip_and_scale([w.grad for w in W], args.clip, alpha.alpha if args.alpha_on == "loss" else 1.0)
         finite = {"loss": L, "gradient": norm} | add_replay(run, W)
         set_rate(run.optimizer, args.lr * rate, alpha.alpha if args.alpha_on == "lr" else 1.0)
         step_if_finite(run, finite)
 
-        # Step 3: pull W' back toward the anchor W_{t,0}, the less the lower the learning rate.
-        bcp.pull_back(W, run.anchor, args.C * rate, args.p, prox=args.pull == "prox")
+        # W <- W', pulled back toward the anchor.
+        C = args.C * rate if args.C_schedule == "lr" else args.C
+        bcp.pull_back(W, run.anchor, C, args.p, prox=args.pull == "prox")
 
-        # Step 4: has the batch been learnt? Then the next one, else the same again.
+        # Has the batch been learnt? Then the next one, else the same again.
         run.update += 1
-        journal.update(L, new_alpha, args.lr * rate)
+        journal.update(L, raw_alpha, args.lr * rate)
         if alpha.done:
             stream.advance()
             alpha.restart()
@@ -103,15 +107,16 @@ def train(run: Run, journal: Journal, signals: list[int]) -> bool:
 # --- What the loop calls ----------------------------------------------------------------------------------------------
 
 
-def share_of_rate(update: int, budget: int, warmup: int, schedule: str) -> float:
+def share_of_rate(update: int, budget: int, args: argparse.Namespace) -> float:
     """The learning rate of an update (counted from 0) as a share of its peak."""
-    if update < warmup:
-        return (update + 1) / warmup
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (update - warmup) / max(1, budget - warmup)))
-    if schedule == "wsd":
-        return min(1.0, (budget - update) / max(1.0, 0.2 * budget))
-    return 1.0
+    if update < args.warmup:
+        return (update + 1) / args.warmup
+    left = 1.0
+    if args.lr_schedule == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * (update - args.warmup) / max(1, budget - args.warmup)))
+    if args.lr_schedule == "wsd":
+        left = min(1.0, (budget - update) / max(1.0, 0.2 * budget))
+    return args.lr_end + (1 - args.lr_end) * left
 
 
 def loss_and_gradient(run: Run, x: Tensor, y: Tensor, stop: bool = False) -> list[float]:
@@ -188,8 +193,8 @@ def look(run: Run, journal: Journal, stop: float = False) -> None:
     if run.update % args.eval_every == 0 or last:
         blocks, pairs = run.validation, run.corpus.pairs
         journal.evaluation(evaluate.assess(model, *blocks, args.batch_size, pairs, run.corpus.eot))
-        if args.keep_weights and run.update:
-            checkpoint.save_weights(run.folder, run.update, model.state_dict())
+    if run.update in run.kept:
+        checkpoint.save_weights(run.folder, run.update, model.state_dict())
     if run.update and (run.update % args.save_every == 0 or last or stop):
         anchor = run.anchor if run.alpha.repeats else []  # between two batches the anchor is W itself
         state = {"model": model.state_dict(), "optimizer": run.optimizer.state_dict(), "anchor": anchor,
@@ -211,7 +216,7 @@ def restore(run: Run) -> None:
     run.update, run.seconds = state["update"], state["seconds"]
     machine.wait_for_all()  # until all have read what the first may now change
     if is_first() and run.update < run.end:
-        checkpoint.go_on(run.folder, run.update, run.args)
+        checkpoint.go_on(run.folder, run.update, run.args, run.kept)
 
 
 # --- Set-up -----------------------------------------------------------------------------------------------------------
@@ -236,6 +241,7 @@ def start(args: argparse.Namespace) -> Run:
     text_tokens = int(np.diff(corpus.line_start)[corpus.train_lines()].sum())
     budget = args.epochs * curriculum.count_batches(text_tokens, args.block_size, args.batch_size)
     args.eval_every = args.eval_every or math.ceil(budget / 8)
+    args.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * budget)
 
     torch.manual_seed(args.seed)
     model = Transformer(dataclasses.replace(config, vocab_size=corpus.vocab_size)).to(device)
@@ -243,8 +249,9 @@ def start(args: argparse.Namespace) -> Run:
     validation, alpha = curriculum.validation_blocks(corpus, args.block_size), make_alpha(args)
     anchor = [w.detach().clone() for w in model.parameters()] if args.mode == "bcp" else []
     end, forward = min(budget, args.max_updates or budget), machine.for_all_processes(model, compiled)
+    kept = flags.updates_to_keep(args, budget, end, corpus.meta["n_words"] / corpus.meta["n_tokens"])
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    return Run(args, folder, device, corpus, validation, text_tokens, budget, end, forward, autocast,
+    return Run(args, folder, device, corpus, validation, text_tokens, budget, end, kept, forward, autocast,
                model, adamw(model, args), anchor, alpha, stream)  # fmt: skip
 
 
@@ -265,7 +272,7 @@ def make_alpha(args: argparse.Namespace) -> bcp.Alpha | bcp.Times:
     if args.mode != "bcp":
         return bcp.Times(args.repeats if args.mode == "curriculum-repeat" else 1)
     threshold = math.inf if args.leave_at_goal else args.threshold
-    return bcp.Alpha(eta=args.eta, goal=args.goal, threshold=threshold, patience=args.patience,
+    return bcp.Alpha(eta=args.eta, goal=args.goal, cap=args.alpha_cap, threshold=threshold, patience=args.patience,
                      max_repeats=args.max_repeats, leak=args.alpha_leak, goal_rel=args.goal_rel)  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import train
 from flags import get_args
 from model import Transformer
 
-RECIPE = "--mode=bcp --p=2 --order=random --leave-at-goal --patience=1 --goal-rel=0.98"  # E3's best
+RECIPE = "--recipe=within-reach"  # E3's best
 
 
 # --- The regimes ------------------------------------------------------------------------------------------------------
@@ -64,7 +64,8 @@ def test_all_regimes_have_the_same_budget_and_max_updates_cuts_it_without_rescal
 
 
 def test_bcp_repeats_a_batch_until_alpha_has_converged(flags, tmp_path):
-    updates, _ = run(flags, tmp_path / "run", "--mode=bcp", "--goal=5.6", "--epochs=3", "--eta=0.5", "--max-repeats=30")
+    updates, _ = run(flags, tmp_path / "run", "--recipe=poster", "--goal=5.6", "--epochs=3", "--eta=0.5",
+                     "--max-repeats=30")  # fmt: skip
     batches = sorted({(u["epoch"], u["batch"]) for u in updates})
     assert len(batches) > 3 and [batch for _, batch in batches[:4]] == [0, 1, 2, 3]
     for epoch, batch in batches[:-1]:  # the last one may have been cut by the budget
@@ -105,7 +106,7 @@ def test_fact_1_alpha_is_one_plus_eta_times_the_summed_excess(flags, tmp_path):
     repeats is down to the goal, whatever eta is."""
     for eta in (0.02, 0.2):
         out = tmp_path / f"eta{eta}"
-        updates, _ = run(flags, out, "--mode=bcp", "--goal=5.5", "--epochs=3", f"--eta={eta}")
+        updates, _ = run(flags, out, "--recipe=poster", "--goal=5.5", "--epochs=3", f"--eta={eta}")
         *finished, _ = journal.visits(updates)
         assert len(finished) >= 2
         for repeats in finished:
@@ -136,10 +137,14 @@ def test_real_text_runs_with_a_goal_made_for_it(shared, cache, tmp_path):
 # --- The method -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [["--p=1"], ["--p=2"], ["--p=1", "--pull=prox"]])
+@pytest.mark.parametrize("method", [
+    ["--p=1"], ["--p=2"],
+    ["--recipe=poster", "--p=1"], ["--recipe=poster", "--p=2"], ["--recipe=poster", "--p=1", "--pull=prox"],
+])  # fmt: skip
 def test_updates_equal_a_plain_reference(flags, tmp_path, method):
-    """The method written out again from its description, one weight tensor at a time, without bcp.py."""
+    """Both forms of the method written out again, one weight tensor at a time, without bcp.py."""
     more = ["--mode=bcp", "--goal=5.8", "--C=0.001", "--max-updates=25", "--lr-schedule=cosine", *method]
+    poster = "--recipe=poster" in method
     updates, _ = run(flags, tmp_path / "run", *more)
     state = train.start(get_args([*flags, f"--out={tmp_path / 'again'}", *more]))
     torch.manual_seed(0)
@@ -147,8 +152,8 @@ def test_updates_equal_a_plain_reference(flags, tmp_path, method):
     stream, budget = state.stream, state.budget
     decay = [w for w in model.parameters() if w.dim() > 1]
     plain = [w for w in model.parameters() if w.dim() == 1]
-    adamw = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-                              betas=(0.9, 0.95), foreach=False, fused=False)  # fmt: skip
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
     alpha, falls, anchor = 1.0, 0, [w.detach().clone() for w in model.parameters()]
     for k in range(25):
         factor = (k + 1) / 3 if k < 3 else 0.5 * (1 + math.cos(math.pi * (k - 3) / (budget - 3)))
@@ -159,27 +164,31 @@ def test_updates_equal_a_plain_reference(flags, tmp_path, method):
         loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        new = alpha + 0.1 * (loss.item() - 5.8)
+        new = alpha + (0.1 * (loss.item() - 5.8) if poster else min(1.0, 0.1 * (loss.item() - 5.8)))
         for w in model.parameters():
             w.grad *= max(new, 0.0)
         adamw.step()
-        C = 0.001 * factor
+        C = 0.001 * factor if poster else 0.001
         with torch.no_grad():
             for w, a in zip(model.parameters(), anchor, strict=True):
                 distance = w - a
-                if "--pull=prox" in method:
-                    w.copy_(a + distance.sign() * (distance.abs() - C).clamp(min=0))
+                if "--pull=prox" in method or not poster:
+                    soft = distance.sign() * (distance.abs() - C).clamp(min=0)
+                    w.copy_(a + (soft if "--p=1" in method else distance / (1 + C)))
                 else:
                     w -= C * (distance.sign() if "--p=1" in method else distance)
         assert updates[k]["batch"] == stream.batch and updates[k]["loss"] == pytest.approx(loss.item(), abs=5e-3)
-        falls = falls + 1 if new < alpha else 0
+        falls = falls + 1 if new <= alpha else 0
         alpha = max(new, 0.0)
-        if falls >= 2 and alpha < 1:
+        if falls >= (2 if poster else 3) and alpha < 1:
             stream.advance()
+            if not poster:
+                adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False, fused=False)
             alpha, falls, anchor = 1.0, 0, [w.detach().clone() for w in model.parameters()]
     assert updates[-1]["batch"] >= 1  # at least one batch had converged
-    for name, w in weights(tmp_path / "run").items():  # (sign() amplifies rounding where a weight is near its anchor)
-        torch.testing.assert_close(w, model.state_dict()[name], atol=5e-3, rtol=0)
+    # A first step, and sign(), amplify rounding where a gradient or a distance is next to nothing.
+    far = torch.cat([(w - model.state_dict()[name]).abs().flatten() for name, w in weights(tmp_path / "run").items()])
+    assert (far > 5e-3).float().mean() < 1e-3 and far.max() < 0.05
 
 
 def test_training_learns(flags, tmp_path):
@@ -197,10 +206,18 @@ def test_gradient_accumulation_equals_one_large_batch(flags, tmp_path):
 
 
 def test_learning_rate_schedules():
-    factors = [train.share_of_rate(update, 100, 10, "constant") for update in (0, 4, 9, 10, 99)]
-    assert factors == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
-    assert [train.share_of_rate(u, 110, 10, "cosine") for u in (10, 60)] == pytest.approx([1.0, 0.5])
-    assert [train.share_of_rate(u, 100, 10, "wsd") for u in (10, 80, 90, 99)] == pytest.approx([1.0, 1.0, 0.5, 0.05])
+    def shares(updates, budget, *more):
+        return [train.share_of_rate(u, budget, get_args(["--warmup=10", *more])) for u in updates]
+
+    assert shares((0, 4, 9, 10, 99), 100) == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
+    assert shares((10, 60), 110, "--lr-schedule=cosine") == pytest.approx([1.0, 0.5])
+    assert shares((10, 80, 90, 99), 100, "--lr-schedule=wsd") == pytest.approx([1.0, 1.0, 0.5, 0.05])
+    assert shares((10, 60, 110), 110, "--lr-schedule=cosine", "--lr-end=0.1") == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_a_warm_up_below_one_is_a_share_of_the_budget(flags, tmp_path):
+    state = train.start(get_args([*flags, f"--out={tmp_path / 'none'}", "--warmup=0.25"]))
+    assert state.args.warmup == int(0.25 * state.budget) > 3
 
 
 class Lower:
@@ -241,7 +258,8 @@ def test_another_rule_in_alphas_place_decides_when_a_batch_is_left(flags, tmp_pa
 
 
 def test_norms_tell_how_far_step_pull_and_anchor_are(flags, tmp_path):
-    updates, _ = run(flags, tmp_path / "run", "--mode=bcp", "--C=0.5", "--p=2", "--max-updates=1", "--warmup=0")
+    updates, _ = run(flags, tmp_path / "run", "--mode=bcp", "--C=0.5", "--p=2", "--pull=gradient", "--max-updates=1",
+                     "--warmup=0")  # fmt: skip
     u = updates[0]  # one step s from the anchor, pulled back by half of it
     assert u["pull_norm"] == pytest.approx(u["step_norm"] / 2, rel=1e-4)
     assert u["anchor_dist"] == pytest.approx(u["step_norm"] / 2, rel=1e-4) and u["step_norm"] > 0

@@ -108,3 +108,9 @@ def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="--device=cuda:99.*cpu"):
         pick_device("cuda:99")
     assert pick_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(("preset", "count"), [("115m", 114_964_224), ("372m", 372_234_112)])
+def test_the_paper_s_models_have_the_number_of_weights_that_it_reports(preset, count):
+    with torch.device("meta"):
+        assert count_parameters(Transformer(PRESETS[preset])) == count

@@ -9,7 +9,7 @@ import journal
 import train
 from flags import get_args
 
-STREAM = ["--mode=bcp", "--goal=6.5", "--stream", "--replay=0.25", "--buffer-tokens=512"]
+STREAM = ["--recipe=poster", "--goal=6.5", "--stream", "--replay=0.25", "--buffer-tokens=512"]
 
 
 def reference(flags, out, more, updates: int, step) -> tuple[dict, list[float]]:
