@@ -1,28 +1,27 @@
 """The README and docs/ say what the code says, and their commands run."""
 
 import argparse
+import json
 import os
 import re
 import runpy
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import evaluate
-import train
+from tools.compare import late, paired, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 DOCS = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 TEXT = "\n".join(DOCS.values())
-COMMANDS = re.findall(r"^    (\S.*)$", README, flags=re.MULTILINE)
-PROGRAMS = re.findall(r"^    ((?:python|torchrun) .*)$", TEXT, flags=re.MULTILINE)
-# What needs a GPU, a network, other data or many minutes is parsed and not run.
+# What needs a GPU, a network, other data, other runs or many minutes is parsed and not run.
 LONG = ("babylm-", "117m", "../shared", "tools.compare", "tools.bench", "experiments.", "tests/chaos", "tests.official",
-        "tools.calibrate", "torchrun", "make test", "e5-gpu.sh")  # fmt: skip
+        "tools.calibrate", "torchrun", "make test", "out/fig-", "out/kept", "--compare")  # fmt: skip
 
 
 def words_of(command: str) -> list[str]:
@@ -33,20 +32,22 @@ def is_long(command: str) -> bool:
     return any(part in command for part in LONG)
 
 
-def test_the_lines_of_code_beside_the_formulas_stand_in_the_code():
-    table = README[README.index("| for each batch X_t") : README.index("The pull-back is the gradient")]
-    quoted = re.findall(r"\| `([^`]+)` \|$", table, flags=re.MULTILINE)
-    code = (ROOT / "bcp.py").read_text() + (ROOT / "train.py").read_text()
-    assert len(quoted) == 10
-    assert [line for line in quoted if line not in code] == []
-    assert " and self.alpha < self.threshold`: a batch is left" in README and "self.alpha < self.threshold" in code
+def commands_of(text: str) -> list[str]:
+    """The indented lines, without their comments, each once and in order."""
+    return list(dict.fromkeys(shlex.join(words_of(line)) for line in re.findall(r"^    (\S.*)$", text, re.MULTILINE)))
 
 
-def test_every_flag_that_is_named_is_one():
-    flags = {option for action in train.get_parser()._actions for option in action.option_strings}
-    evaluating = {option for action in evaluate.get_parser()._actions for option in action.option_strings}
-    named = set(re.findall(r"`(--[a-z][a-z-]*|--C)", TEXT))
-    assert len(named) > 20 and named - {"--quick"} <= flags | evaluating
+COMMANDS = commands_of(TEXT)
+PROGRAMS = [command for command in COMMANDS if command.startswith(("python ", "torchrun "))]
+
+
+def test_the_lines_of_code_beside_the_algorithm_stand_in_the_code():
+    _, table, _ = README.split("<!-- algorithm -->")
+    rows = table.strip().splitlines()[2:]
+    quoted = [re.fullmatch(r"\| .+ \| `([^`]+)` \|", row) for row in rows]
+    assert rows and all(quoted)
+    code = [(ROOT / name).read_text() for name in ("bcp.py", "train.py")]
+    assert [row for row, line in zip(rows, quoted, strict=True) if line[1] not in code[" * |" in row]] == []
 
 
 @pytest.mark.parametrize(
@@ -57,13 +58,77 @@ def test_tables_of_results_are_those_that_the_commands_made(table):
         assert part.strip() in TEXT
 
 
+def recorded(grid: str, run: str, seeds: list[str] | None = None) -> dict[str, dict]:
+    """Seed -> what a run of results/<grid>.json reached; only these seeds, if any are given."""
+    found = json.loads((ROOT / "results" / f"{grid}.json").read_text())["results"][run]
+    return {seed: found[seed] for seed in seeds or found}
+
+
+def gap(runs: dict, reference: dict, value, digits: int) -> str:
+    """The mean difference of two runs over the seeds that both have, and its interval, as tools.compare writes it."""
+    both = [seed for seed in runs if seed in reference]
+    return paired([value(runs[seed]) for seed in both], [value(reference[seed]) for seed in both], digits)
+
+
+def table_in(text: str, start: str) -> list[list[str]]:
+    """The cells of the Markdown table that begins so, row by row, without its head."""
+    rows = re.match(r"(?:\|.*\n)+", text[text.index(start) :])[0].splitlines()[2:]
+    assert rows
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_table_of_the_readme_is_that_of_the_results():
+    new = ["6", "7", "8", "9", "10"]  # the seeds that no flag of the last run was chosen with
+    runs = {"`random`": ("e1", "random"), "`curriculum`": ("e1", "curriculum"),
+            "`curriculum-repeat`": ("e1", "curriculum-repeat"), "`bcp`, p = 1": ("e1", "bcp, p = 1"),
+            "`bcp`, p = 2": ("e1", "bcp, p = 2"), "`bcp`, p = 1, shuffled once": ("e1", "bcp, p = 1, random order"),
+            "`bcp`, within reach": ("e3-best", "bcp, the recipe", new)}  # fmt: skip
+    rows = table_in(README, "| run | minimal pairs")
+    assert [row[0] for row in rows] == list(runs)
+    for name, pairs, loss, difference, passes in rows:
+        grid, run, *seeds = runs[name]
+        own, random = recorded(grid, run, *seeds), recorded(grid, "random", *seeds)
+        assert pairs == spread([late(run, "toy") for run in own.values()], 1)
+        assert loss == spread([late(run, "val_loss") for run in own.values()], 2)
+        assert difference == ("" if run == "random" else gap(own, random, lambda run: late(run, "toy"), 1))
+        assert passes == f"{statistics.fmean(run['passes'] for run in own.values()):.1f}"
+
+
+def test_the_differences_beside_the_tables_are_those_of_the_results():
+    text = DOCS[ROOT / "docs" / "experiments.md"]
+    for file, run, reference, when, pairs, loss in table_in(text, "| file | run |"):
+        both = [recorded(file.removesuffix(".json"), name) for name in (run, reference)]
+        value = late if when == "last quarter" else lambda run, measure: run[measure]
+        assert pairs == gap(*both, lambda run, value=value: value(run, "toy"), 1)
+        assert loss == gap(*both, lambda run, value=value: value(run, "val_loss"), 3)
+
+
+def test_the_table_of_evaluations_is_that_of_the_results():
+    text = DOCS[ROOT / "docs" / "experiments.md"]
+    both = [recorded("e3-best", name) for name in ("bcp, the recipe", "random")]
+    rows = table_in(text, "| update | passes")
+    assert len(rows) == len(both[0]["0"]["evaluations"]) - 1
+    for number, row in enumerate(rows, 1):
+        at = [{seed: run["evaluations"][number] for seed, run in runs.items()} for runs in both]
+        means = [f"{statistics.fmean(one[key] for one in runs.values()):.{digits}f}"
+                 for runs in at for key, digits in (("passes", 1), ("toy", 1), ("val_loss", 3))]  # fmt: skip
+        gaps = [gap(*at, lambda one, key=key: one[key], digits) for key, digits in (("toy", 1), ("val_loss", 3))]
+        assert row == [str(at[0]["0"]["update"]), *means, *gaps]
+
+
+def headings_of(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings."""
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-") for line in headings}
+
+
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
-def test_files_that_are_linked_to_exist(file):
-    for link in set(re.findall(r"\]\(([^)#]+)[^)]*\)", DOCS[file])):
-        assert link.startswith("https://") or (file.parent / link).exists(), link
-    headings = {re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
-                for line in re.findall(r"^#+ (.*)$", DOCS[file], flags=re.MULTILINE)}  # fmt: skip
-    assert set(re.findall(r"\]\(#([^)]+)\)", DOCS[file])) <= headings
+def test_files_and_headings_that_are_linked_to_exist(file):
+    for link, heading in set(re.findall(r"\]\(([^)#]*)#?([^)]*)\)", DOCS[file])):
+        if not link.startswith("https://"):
+            target = (file.parent / link).resolve() if link else file
+            assert target.exists(), link
+            assert not heading or heading in headings_of(target.read_text()), f"{link}#{heading}"
 
 
 class Parsed(Exception):
@@ -107,7 +172,8 @@ def test_every_command_is_understood_by_its_program(command, parser_of):
 
 
 ARGUMENTS = {"evaluate.py": "run", "sample.py": "run", "tools.plot": "run", "tools.compare": "grid.toml",
-             "tools.export": "run folder", "tests.official": "run folder", "experiments.e5": "prepare ."}  # fmt: skip
+             "tools.export": "run folder", "tools.average": "run", "tests.official": "run folder",
+             "experiments.e5": "prepare ."}  # fmt: skip
 OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "tools.calibrate",
           "experiments.e2"]  # fmt: skip
 
@@ -119,8 +185,17 @@ def test_every_flag_says_its_default(program, parser_of):
             assert action.help and (not action.option_strings or "default" in action.help), action.dest
 
 
+def test_every_flag_that_is_named_is_one(parser_of):
+    options = set()
+    for program in [*ARGUMENTS, *OTHERS]:
+        for action in parser_of(program, ARGUMENTS.get(program, "").split())._actions:
+            options |= set(action.option_strings)
+    named = set(re.findall(r"`(--[A-Za-z][A-Za-z-]*)", TEXT))
+    assert len(named) > 20 and named <= options
+
+
 def test_its_commands_run_in_order(tmp_path, cache, eval_files, text_file):
-    """All that a reader can run in a few minutes, with three updates instead of the budget."""
+    """All that a reader can run in a few minutes, README first, with three updates of the smallest model."""
     (tmp_path / "my_texts").mkdir()
     (tmp_path / "my_texts" / "a.txt").write_text(text_file.read_text())
     (tmp_path / "EVAL").symlink_to(eval_files)
@@ -138,7 +213,7 @@ def test_its_commands_run_in_order(tmp_path, cache, eval_files, text_file):
         assert words[0] in ("python", ".venv/bin/python"), command
         words = [sys.executable, *(str(ROOT / word) if word.endswith(".py") else word for word in words[1:])]
         if words[1] == str(ROOT / "train.py"):
-            words += [f"--max-updates={4 if '--resume' in command else 3}", f"--cache={cache}"]
+            words += ["--preset=nano", f"--max-updates={4 if '--resume' in command else 3}", f"--cache={cache}"]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}: {done.stderr}"
