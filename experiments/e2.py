@@ -42,13 +42,13 @@ REPEAT = 20  # of the first batch, which all runs begin with: where distances ar
 
 def eta_run(eta: float, threshold: float, seed: int) -> str:
     """The flags of a run that looks at eta."""
-    return (f"--mode=bcp --eta={eta:g} --threshold={threshold:g} --seed={seed} --max-updates=120 --max-repeats=1000 "
-            "--eval-every=1000")  # fmt: skip
+    return (f"--mode=bcp --recipe=poster --eta={eta:g} --threshold={threshold:g} --seed={seed} "
+            "--max-updates=120 --max-repeats=1000 --eval-every=1000")  # fmt: skip
 
 
 def anchor_run(pull: str, C: float) -> str:
     """The flags of a run that looks at C."""
-    flags = f"--mode=bcp {PULLS[pull]} --C={C:g}" if C else "--mode=bcp --C=0"
+    flags = f"--mode=bcp --recipe=poster {PULLS[pull]} --C={C:g}" if C else "--mode=bcp --recipe=poster --C=0"
     return f"{flags} --max-updates=300 --norms-every=1 --track-forgetting=20 --eval-every=1000"
 
 

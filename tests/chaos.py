@@ -42,7 +42,7 @@ FORKS.set_forkserver_preload(["train", "tiktoken", "torch._dynamo"])  # the last
 tqdm.tqdm.set_lock(threading.RLock())  # its own, for several processes, is reported as leaked by those that are killed
 
 NANO = "--preset=nano --vocab-size=400 --device=cpu".split()
-SHORT = "--epochs=2 --norms-every=1 --save-every=3 --eval-every=7 --keep-weights".split()
+SHORT = "--epochs=2 --norms-every=1 --save-every=3 --eval-every=7 --keep-weights=evaluations".split()
 REGIMES = {
     "random": ["--mode=random"],
     "curriculum": ["--mode=curriculum", "--lr-schedule=cosine"],

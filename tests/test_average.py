@@ -15,7 +15,7 @@ import train
 from tools import average
 
 SIZES = "--n-layer=1 --n-embd=16 --n-head=2 --n-kv-head=1 --n-mlp=24 --block-size=16 --batch-size=16".split()
-KEPT = ["--mode=bcp", "--goal=6.5", "--lr=0.01", "--eval-every=4", "--keep-weights", "--save-every=3"]
+KEPT = ["--mode=bcp", "--goal=6.5", "--lr=0.01", "--eval-every=4", "--keep-weights=evaluations", "--save-every=3"]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_the_mean_is_the_same_however_the_run_was_interrupted(started, whole, tm
 def test_wrong_use_is_one_line_and_writes_nothing(whole, started, tmp_path, monkeypatch, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     capsys.readouterr()
-    assert "--last=5: weights of 4 evaluations are kept" in refused(monkeypatch, capsys, run, "--last=5")
+    assert "--last=5: weights of 4 updates are kept" in refused(monkeypatch, capsys, run, "--last=5")
     assert "--last: 0: must be at least 1" in refused(monkeypatch, capsys, run, "--last=0")
     assert "no run there" in refused(monkeypatch, capsys, tmp_path / "nowhere", "--last=1")
     file = run / "weights-12.pt"

@@ -90,7 +90,9 @@ def small_disk(tmp_path):
 
 def test_a_disk_with_5_mb_ends_the_run_in_one_line_and_the_checkpoint_is_whole(tmp_path, small_disk):
     out, flags = small_disk / "run", [*flags_for(tmp_path), "--mode=bcp", "--goal=5", "--n-embd=64", "--save-every=5"]
-    status, stderr = program("train.py", *flags, f"--out={out}", "--keep-weights", "--eval-every=1", "--epochs=20")
+    status, stderr = program(
+        "train.py", *flags, f"--out={out}", "--keep-weights=evaluations", "--eval-every=1", "--epochs=20"
+    )
     check_full(status, stderr, str(out))
     state = checkpoint.load(out / "checkpoint.pt")
     assert state["update"] >= 5 and torch.isfinite(state["model"]["model.norm.weight"]).all()

@@ -68,10 +68,10 @@ def test_spread_and_paired_difference_by_hand():
 
 
 def test_means_of_weights_have_a_row_and_forgetting_has_columns(tmp_path, cache, monkeypatch):
-    more = "--max-updates=12 --eval-every=4 --epochs=1 --keep-weights --track-forgetting=2 --order=curriculum"
+    more = "--max-updates=12 --eval-every=4 --epochs=1 --keep-weights=evaluations --track-forgetting=2"
     grid = tmp_path / "small.toml"
-    text = GRID.format(cache=cache, more=more + " --block-size=512 --batch-size=8")
-    grid.write_text('average = "--last=2"\n' + text)
+    text = GRID.format(cache=cache, more=more + " --order=curriculum --block-size=512 --batch-size=8")
+    grid.write_text('average = { averaged = "--last=2" }\n' + text)
     monkeypatch.chdir(tmp_path)
     for run in ("random", "bcp, p = 2"):  # one after the other
         monkeypatch.setattr(sys, "argv", ["compare", str(grid), "--jobs=2", "--only", run])
@@ -90,16 +90,18 @@ def test_means_of_weights_have_a_row_and_forgetting_has_columns(tmp_path, cache,
             sum(now - left for _, _, left, now in entries) / len(entries), abs=1e-4
         )
         averaged = json.loads((tmp_path / "out" / "small" / f"random-s{seed}" / "average.json").read_text())
-        assert run["averaged"] == compare.rounded(averaged) and averaged["updates"] == [8, 12]
-        gaps.append(results["bcp, p = 2"][seed]["averaged"]["val_loss"] - run["averaged"]["val_loss"])
+        assert run["averaged"]["averaged"] == compare.rounded(averaged) and averaged["updates"] == [8, 12]
+        gaps.append(
+            results["bcp, p = 2"][seed]["averaged"]["averaged"]["val_loss"] - run["averaged"]["averaged"]["val_loss"]
+        )
     assert f"{sum(gaps) / 2:+.2f} [" in rows[-1][6]
 
-    grid.write_text('average = "--last=3"\n' + text)  # another mean, of the same trainings
+    grid.write_text('average = { averaged = "--last=3" }\n' + text)  # another mean, of the same trainings
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("checkpoint.pt")}
     monkeypatch.setattr(sys, "argv", ["compare", str(grid), "--jobs=2", "--only", "random"])
     compare.main()
     results = json.loads((tmp_path / "results" / "small.json").read_text())["results"]
-    assert [run["averaged"]["updates"] for run in results["random"].values()] == [[4, 8, 12]] * 2
+    assert [run["averaged"]["averaged"]["updates"] for run in results["random"].values()] == [[4, 8, 12]] * 2
     assert before == {file: file.stat().st_mtime_ns for file in before} and len(before) == 4
 
 

@@ -53,7 +53,7 @@ def make_run(cache: Path, out: Path, *more: str) -> Path:
 def run_folder(cache, tmp_path_factory):
     """A run of a few updates on the built-in corpus, with averaged weights and a score of evaluate.py."""
     out = make_run(cache, tmp_path_factory.mktemp("runs") / "run", "--max-updates=12", "--eval-every=4",
-                   "--keep-weights")  # fmt: skip
+                   "--keep-weights=evaluations")  # fmt: skip
     average.average(out, [8, 12])
     row = {"name": "blimp", "score": 61.25, "items": 67000, "low": 60.5, "high": 62.0}
     (out / "eval-blimp.json").write_text(json.dumps({"task": "blimp", "weights": "average", "scores": [row]}))

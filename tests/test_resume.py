@@ -34,7 +34,7 @@ def resume(out: Path, *more: str) -> list:
 
 @pytest.mark.parametrize("mode", ["random", "curriculum", "curriculum-repeat", "bcp"])
 def test_resuming_gives_bit_identical_weights(flags, tmp_path, mode):
-    more = [f"--mode={mode}", "--goal=4.5", "--lr-schedule=cosine", "--eval-every=7", "--keep-weights"]
+    more = [f"--mode={mode}", "--goal=4.5", "--lr-schedule=cosine", "--eval-every=7", "--keep-weights=evaluations"]
     run(flags, tmp_path / "whole", *more, "--max-updates=31")
     for stop in (13, 14, 31):
         run(*((flags, tmp_path / "parts", *more) if stop == 13 else ([], tmp_path / "parts", "--resume")),
@@ -97,7 +97,14 @@ def test_resume_without_a_checkpoint_starts_over_and_on_a_finished_run_says_so(f
 
 @pytest.mark.parametrize("mode", ["curriculum-repeat", "bcp"])
 def test_more_epochs_go_on_as_if_there_had_been_so_many_from_the_start(flags, tmp_path, mode):
-    more = [f"--mode={mode}", "--goal=5", "--repeats=2", "--eval-every=15", "--keep-weights", "--max-repeats=5"]
+    more = [
+        f"--mode={mode}",
+        "--goal=5",
+        "--repeats=2",
+        "--eval-every=15",
+        "--keep-weights=evaluations",
+        "--max-repeats=5",
+    ]
     run(flags, tmp_path / "whole", *more, "--epochs=3")
     run(flags, tmp_path / "parts", *(more if mode == "bcp" else [*more[:2], *more[3:]]), "--epochs=2")
     run([], tmp_path / "parts", "--resume", "--epochs=3", "--max-updates=50")
@@ -111,7 +118,7 @@ def test_more_epochs_go_on_as_if_there_had_been_so_many_from_the_start(flags, tm
 
 def test_the_weights_of_every_evaluation_are_kept(flags, tmp_path):
     more = ["--mode=random", "--eval-every=2"]
-    run(flags, tmp_path / "run", *more, "--keep-weights", "--max-updates=7")
+    run(flags, tmp_path / "run", *more, "--keep-weights=evaluations", "--max-updates=7")
     kept = dict(checkpoint.kept_weights(tmp_path / "run"))
     assert list(kept) == [2, 4, 6, 7]
     for update in (4, 7):
@@ -335,7 +342,7 @@ def test_a_run_that_another_process_made_while_the_text_was_prepared_is_not_repl
 
 def test_a_run_is_not_overwritten_unless_asked(flags, tmp_path):
     out = tmp_path / "run"
-    run(flags, out, "--max-updates=3", "--keep-weights")
+    run(flags, out, "--max-updates=3", "--keep-weights=evaluations")
     (out / "eval-toy.json").write_text("{}")
     refused(tmp_path, ["train.py", *flags, f"--out={out}"], "holds a run")
     for wrong in (["--overwrite", "--vocab-size=60000"], ["--resume", "--seed=1"], ["--resume", "--n-layer=2"]):

@@ -1,4 +1,4 @@
-"""The mean of the weights that a run had at its last evaluations: python -m tools.average out/random-1 --last=4
+"""The mean of weights that a run has kept: python -m tools.average out/random-1 --last=4
 
 The run was trained with --keep-weights. Into its folder go average.pt, which evaluate.py and tools.export read with
 --weights=average, and average.json: which updates were averaged, and what their mean scores.
@@ -22,8 +22,8 @@ from model import Config, Transformer
 def last(updates: list[int], count: int) -> list[int]:
     """The last `count` of the updates whose weights were kept. Raises ValueError if there are fewer."""
     if len(updates) < count:
-        raise ValueError(f"--last={count}: weights of {len(updates)} evaluations are kept; give at most as many, or "
-                         "train with --keep-weights and a smaller --eval-every")  # fmt: skip
+        raise ValueError(f"--last={count}: weights of {len(updates)} updates are kept; give at most as many, or train "
+                         "with --keep-weights=evaluations and a smaller --eval-every")  # fmt: skip
     return updates[-count:]
 
 
@@ -57,13 +57,16 @@ def main() -> None:
         description=__doc__,
     )
     parser.add_argument("run", type=Path, help="run folder, as train.py wrote it")
-    parser.add_argument("--last", type=int, required=True, metavar="N", help="the weights of the last N evaluations")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--last", type=int, metavar="N", help="the last N that were kept (default: none)")
+    which.add_argument("--all", action="store_true", help="all that were kept (default: off)")
     args = parser.parse_args()
-    if args.last < 1:
+    if args.last is not None and args.last < 1:
         parser.error(f"argument --last: {args.last}: must be at least 1")
     try:
         checkpoint.read_config(args.run)
-        chosen = last([update for update, _ in checkpoint.kept_weights(args.run)], args.last)
+        kept = [update for update, _ in checkpoint.kept_weights(args.run)]
+        chosen = last(kept, len(kept) or 1 if args.all else args.last)
         scores = average(args.run, chosen)
     except ValueError as error:
         parser.error(str(error))

@@ -6,7 +6,7 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     reference = "random"
     flags = "--epochs=10"             # of all runs
     quick = "--epochs=3"              # of all runs with --quick, which takes the first seed only
-    average = "--last=4"              # of tools.average, after every run; "flags" needs --keep-weights (default: none)
+    average = { averaged = "--last=4" }     # of tools.average, after every run with --keep-weights (default: none)
     [runs]
     random = "--mode=random"
     "BCP, p = 1" = "--mode=bcp --p=1"
@@ -153,22 +153,23 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
 
     rows = []
     for name, seeds in results.items():
-        runs, row, mean_row = list(seeds.values()), [name], [f"{name}, averaged"]
+        runs, row = list(seeds.values()), [name]
         if not runs:
             continue
+        means = {mean: [f"{name}, {mean}"] for mean in runs[0].get("averaged") or ()}
         for measure in measured(results):
             digits = MEASURES[measure][1]
             row += [spread([run[measure] for run in runs], digits)]
             row += compared(name, lambda run, measure=measure: late(run, measure), digits)
-            mean, gap = compared(name, lambda run, measure=measure: (run.get("averaged") or {}).get(measure), digits)
-            mean_row += [mean, "", gap]
+            for mean, mean_row in means.items():
+                score, gap = compared(name, lambda run, m=mean, x=measure: run["averaged"][m][x], digits)
+                mean_row += [score, "", gap]
         row += [f"{statistics.fmean(run[key] for run in runs):{form}}"
                 for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
         if tracked:
             row += compared(name, lambda run: run["met_loss"], 2) + compared(name, lambda run: run["forgotten"], 2)
         rows.append(row)
-        if all(run.get("averaged") for run in runs):
-            rows.append(mean_row + [""] * (len(head) - len(mean_row)))
+        rows += [mean_row + [""] * (len(head) - len(mean_row)) for mean_row in means.values()]
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
 
@@ -251,7 +252,7 @@ def read_grid(file: Path, quick: bool) -> tuple[str, dict, dict[tuple[str, str],
         grid = tomllib.loads(file.read_text())
         seeds, runs, common = grid["seeds"], grid["runs"], shlex.split(grid.get("flags", ""))
         flags = {run: shlex.split(some) for run, some in runs.items()}
-        shlex.split(grid.get("average", ""))
+        [shlex.split(some) for some in grid.get("average", {}).values()]
         known = grid["reference"] in runs
         whole = seeds and all(type(seed) is int for seed in seeds)
         common += shlex.split(grid.get("quick", "")) if quick else []
@@ -281,12 +282,12 @@ def made(file: Path, grid: dict, wanted: dict[tuple[str, str], list[str]]) -> di
     return results
 
 
-def make(name: str, run: str, seed: str, flags: list[str], averaging: list[str], threads: int) -> dict:
+def make(name: str, run: str, seed: str, flags: list[str], means: dict[str, str], threads: int) -> dict:
     """Train a run of a grid, or what is left of it, and sum it up."""
     out = folder(name, run, seed)
     train(out, flags, threads)
-    averaged = average(out, averaging, threads) if averaging else None
-    return rounded({"flags": shlex.join(flags), **summary(out), "averaged": averaged})
+    averaged = {mean: average(out, shlex.split(some), threads) for mean, some in means.items()}
+    return rounded({"flags": shlex.join(flags), **summary(out), "averaged": averaged or None})
 
 
 def main() -> None:
@@ -303,12 +304,12 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     todo = [(run, seed) for run, seed in wanted if seed not in results[run] and run in (args.only or runs)]
-    averaging, threads = shlex.split(grid.get("average", "")), max(1, (os.cpu_count() or 1) // args.jobs)
+    means, threads = grid.get("average", {}), max(1, (os.cpu_count() or 1) // args.jobs)
     if not SCIPY and len(grid["seeds"]) > 1:
         print("no intervals: scipy is missing (pip install scipy)")
 
     def work(job: tuple[str, str]) -> tuple[str, str, dict]:
-        return *job, make(name, *job, wanted[job], averaging, threads)
+        return *job, make(name, *job, wanted[job], means, threads)
 
     try:
         pool = ThreadPoolExecutor(args.jobs)
