@@ -12,11 +12,12 @@ An empty line, or the end of a file, ends a *document*: the unit that is held ou
                     line_seen bool (n_lines,)        held out, but its text is also that of a training line
                     doc_start int64 (n_docs + 1,)    first line of each document
                     doc_val bool (n_docs,)           held out
-    tokenizer.json  name, split pattern and tokens (base64, in rank order): all that tiktoken needs
+    tokenizer.json  name, split pattern and tokens (base64, in rank order), all that tiktoken needs; or name and JSON
     pairs.json      toy corpus only: {UID: [[good ids, bad ids], ...]}, its minimal pairs, without end-of-text
     meta.json       counts, settings, size and digest of every other file; written last
 
 The tokenizer is a byte-level BPE trained on the corpus itself (rustbpe trains, tiktoken encodes) or tiktoken's GPT-2.
+Or it is a Unigram model with byte fallback, by the tokenizers package: its tokens decode to the text in the form NFKC.
 """
 
 import argparse
@@ -34,10 +35,12 @@ import sys
 import zipfile
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -174,8 +177,8 @@ def prepare(
 def fill(work: Path, text: Text, settings: dict, quiet: bool) -> None:
     """Write the files of a prepared folder."""
     with progress("tokenizer", text.n_bytes, quiet) as bar:
-        bpe = settings["tokenizer"] == "bpe"
-        spec = train_bpe(text.lines(bar), settings["vocab_size"]) if bpe else gpt2_tokenizer()
+        train = {"bpe": train_bpe, "unigram": train_unigram}.get(settings["tokenizer"])
+        spec = train(text.lines(bar), settings["vocab_size"]) if train else gpt2_tokenizer()
     write_sealed(work / "tokenizer.json", spec)
     encoding = load_tokenizer(work / "tokenizer.json")
     with progress("encoding", text.n_bytes, quiet) as bar:
@@ -195,13 +198,14 @@ def check_settings(
     data: str, tokenizer: str, vocab_size: int | None, propose: int, val_share: float, encoding_errors: str
 ) -> int:
     """The vocabulary size to aim at. Raises DataError for a wrong corpus or setting."""
-    if tokenizer not in ("bpe", "gpt2"):
-        raise DataError(f"--tokenizer={tokenizer} is unknown; it takes bpe or gpt2")
+    if tokenizer not in ("bpe", "unigram", "gpt2"):
+        raise DataError(f"--tokenizer={tokenizer} is unknown; it takes bpe, unigram or gpt2")
     if tokenizer == "gpt2" and vocab_size not in (None, 50257):
         raise DataError(f"--vocab-size={vocab_size} does not go with --tokenizer=gpt2, which has 50257; leave it out")
     wanted = 50257 if tokenizer == "gpt2" else propose if vocab_size is None else vocab_size
-    if not MIN_VOCAB <= wanted <= MAX_VOCAB:
-        raise DataError(f"--vocab-size={wanted} is out of range; it takes {MIN_VOCAB} (the bytes) to {MAX_VOCAB}")
+    least = MIN_VOCAB + 3 * (tokenizer == "unigram")  # <unk>, a character and a longer piece
+    if not least <= wanted <= MAX_VOCAB:
+        raise DataError(f"--vocab-size={wanted} is out of range; it takes {least} (the bytes) to {MAX_VOCAB}")
     if not 0 <= val_share < 1:
         raise DataError(f"--val-share={val_share} is out of range; it takes a number from 0 to below 1")
     if encoding_errors not in ("strict", "replace"):
@@ -217,8 +221,8 @@ def check_suits(prepared: Corpus, tokenizer: str, vocab_size: int | None) -> Non
     if vocab_size not in (None, prepared.vocab_size):
         right = f"leave it out, --data={prepared.folder} was prepared with {prepared.vocab_size}"
         raise DataError(f"--vocab-size={vocab_size} does not fit: {right}")
-    if tokenizer == "gpt2" and prepared.meta["settings"]["tokenizer"] != "gpt2":
-        raise DataError(f"--tokenizer=gpt2 does not fit: leave it out, --data={prepared.folder} has its own tokenizer")
+    if tokenizer not in ("bpe", prepared.meta["settings"]["tokenizer"]):
+        raise DataError(f"--tokenizer={tokenizer} does not fit: --data={prepared.folder} has its own; leave it out")
 
 
 @contextmanager
@@ -342,6 +346,58 @@ def train_bpe(lines: Iterable[str], vocab_size: int) -> dict:
     return tokenizer_spec("bpe", PATTERN, tokens)
 
 
+def train_unigram(lines: Iterable[str], vocab_size: int) -> dict:
+    """Train a Unigram model likewise. Holds the distinct words of the text in memory."""
+    first = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]  # PATTERN makes no word of a text one of these
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    model = {"type": "Unigram", "unk_id": 0, "byte_fallback": True, "vocab": [[token, 0.0] for token in first]}
+    spec = {"normalizer": {"type": "NFKC"}, "pre_tokenizer": split, "model": model}
+    unigram = Unigram(json.dumps(spec))
+    # "\0" is the library's mark for the end of a word.
+    texts = (unigram.normalize(piece).replace("\0", " ") for line in lines for piece in pieces(line))
+    words = Counter(word for text in texts for word, _ in unigram.model.pre_tokenizer.pre_tokenize_str(text))
+    chars = Counter(chain.from_iterable(word * count for word, count in words.items()))
+    # The most frequent characters that make up 99.95 % of the text are pieces. Others are left to the bytes.
+    common = chars.most_common(vocab_size - MIN_VOCAB - 2)
+    n_known = 1 + sum(n < 0.9995 * chars.total() for n in accumulate(count for _, count in common))
+    unknown = re.compile(f"[^{re.escape(''.join(char for char, _ in common[:n_known]))}]+")
+    parts = ((part, count) for word, count in words.items() for part in unknown.split(word) if part)
+    # It tries as a piece what different characters follow in distinct words: for a whole word, "\n" is the second one.
+    fed = (text for part, count in parts for text in (part + "\n", *repeat(part, count)))
+    trainer = unigram.trainer(vocab_size=vocab_size, show_progress=False, special_tokens=first, unk_token="<unk>")
+    unigram.model.pre_tokenizer = None
+    unigram.model.train_from_iterator(fed, trainer)
+    # Each training ends in other last digits and another order of equals. Characters that would else be lost get the
+    # lowest score and up, in steps of 0.0001, by chance.
+    trained = [x for x in json.loads(unigram.model.to_str())["model"]["vocab"][len(first) :] if x[0] != "\n"]
+    lowest = min(score for _, score in trained) + 1e-4 * (n_known + 1)
+    ranked = sorted((-round(max(score, lowest), 6), piece) for piece, score in trained)
+    model["vocab"] += [[piece, -cost] for cost, piece in ranked]
+    return {"name": "unigram", "json": json.dumps(spec)}
+
+
+class Unigram:
+    """What we use of a tiktoken.Encoding, for a model in the JSON of the tokenizers package."""
+
+    def __init__(self, spec: str) -> None:
+        try:
+            from tokenizers import Tokenizer, trainers
+        except ImportError:
+            raise DataError("--tokenizer=unigram: its package tokenizers is missing: pip install tokenizers") from None
+        self.model, self.trainer = Tokenizer.from_str(spec), trainers.UnigramTrainer
+        tokens = [*map(self.model.id_to_token, range(self.model.get_vocab_size())), EOT]
+        self.tokens = [bytes([i - 1]) if 0 < i <= 256 else token.encode() for i, token in enumerate(tokens)]
+        self.n_vocab, self.eot_token = len(tokens), len(tokens) - 1
+        self.decode_single_token_bytes = self.tokens.__getitem__
+        self.normalize = self.model.normalizer.normalize_str  # a text to what its tokens decode to
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return self.model.encode(text).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return b"".join(self.tokens[i] for i in ids).decode("utf-8", "replace")
+
+
 def gpt2_tokenizer() -> dict:
     """tiktoken's GPT-2 tokenizer, fetched by tiktoken the first time. Raises DataError if that fails."""
     import tiktoken
@@ -376,7 +432,7 @@ def encode_lines(lines: Iterable[str], encoding, path: Path, val_share: float) -
                 # PATTERN this is what encoding the whole line gives.
                 label, text = split_label(line)
                 ids = array("H", encode_label(label))
-                line_label.append(len(ids))
+                line_label.append(min(len(ids), 255))  # NFKC can make a label longer
                 for piece in pieces(text):
                     ids.extend(encoding.encode_ordinary(piece))
                 ids.append(encoding.n_vocab - 1)
@@ -450,7 +506,7 @@ def open_prepared(folder: Path) -> Corpus:
     return Corpus(folder, tokens, **arrays, meta=meta, pairs=pairs)
 
 
-def load_tokenizer(path: Path) -> "tiktoken.Encoding":  # noqa: F821
+def load_tokenizer(path: Path) -> "tiktoken.Encoding | Unigram":  # noqa: F821
     """The tokenizer of a tokenizer.json, end-of-text (its last id) as the only special token.
 
     Needs neither rustbpe nor a network. Raises DataError if the file is missing or damaged.
@@ -460,12 +516,16 @@ def load_tokenizer(path: Path) -> "tiktoken.Encoding":  # noqa: F821
     remedy = "the prepared folder of its corpus holds the same file, and can be prepared again"
     spec = read_sealed(Path(path), remedy)
     try:
+        if spec["name"] == "unigram":
+            return Unigram(spec["json"])
         ranks = {base64.b64decode(token, validate=True): rank for rank, token in enumerate(spec["tokens"])}
         if len(ranks) != len(spec["tokens"]) or not all(bytes([b]) in ranks for b in range(256)):
             raise ValueError("a token is there twice, or one of the 256 bytes is missing")
         special = {EOT: len(ranks)}
         return tiktoken.Encoding(spec["name"], pat_str=spec["pattern"], mergeable_ranks=ranks, special_tokens=special)
-    except (KeyError, TypeError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
         raise DataError(f"{path} is no tokenizer ({one_line(error)}); {remedy}") from None
 
 
@@ -604,7 +664,7 @@ def get_parser() -> argparse.ArgumentParser:
     # fmt: off
     add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
         "a prepared folder, babylm-10m or babylm-100m (default: toy)")
-    add("--tokenizer", default="bpe", help="bpe, trained on the text, or gpt2 (default: bpe)")
+    add("--tokenizer", default="bpe", help="bpe or unigram, trained on the text, or gpt2 (default: bpe)")
     add("--vocab-size", type=int, help="tokens, end-of-text included (default: 16384, or what the text gives)")
     add("--val-share", type=float, default=0.05, help="share of documents held out (default: 0.05)")
     add("--encoding-errors", default="strict",

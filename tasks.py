@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,15 +32,18 @@ Candidate = tuple[list[int], int]
 class Encoder:
     """Texts to candidates, by a run's tokenizer."""
 
-    def __init__(self, tokenizer: "tiktoken.Encoding"):  # noqa: F821
+    def __init__(self, tokenizer: "tiktoken.Encoding | data.Unigram"):  # noqa: F821
         self.tokenizer, self.encode = tokenizer, tokenizer.encode_ordinary
+        self.normalize = getattr(tokenizer, "normalize", str)  # tiktoken takes a text as it is
         self.n_bytes = np.array([len(tokenizer.decode_single_token_bytes(i)) for i in range(tokenizer.n_vocab)])
 
     def __call__(self, prefix: str, completion: str) -> Candidate:
         """A completion after a prefix. A token counts when it overlaps the completion's characters."""
         ids = self.encode(prefix + completion)
         ends = np.cumsum(self.n_bytes[ids])
-        return ids, int(np.searchsorted(ends, len(prefix.encode()), side="right")) if prefix else 0
+        # The end of the prefix can change with what follows it: a letter and an accent become one character.
+        before = os.path.commonprefix([self.normalize(prefix), self.normalize(prefix + completion)])
+        return ids, int(np.searchsorted(ends, len(before.encode()), side="right")) if prefix else 0
 
     def word(self, context: str, word: str) -> list[Candidate]:
         """A word after a context as the official reading task takes it: without a space between, and token by token,

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import random
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
+import tasks
+import toy
 from data import DataError, open_prepared, prepare, split_label
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -282,12 +286,119 @@ def test_gpt2_without_a_network_is_one_line(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").iterdir())
 
 
+# ------------------------------------------------------------------------------------------------ Unigram
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory):
+    pytest.importorskip("tokenizers")
+    corpus = prepared(tmp_path_factory.mktemp("unigram"), story(6), tokenizer="unigram", propose=400)
+    return data.load_tokenizer(corpus.folder / "tokenizer.json")
+
+
+def check_unigram(unigram, text):
+    ids = unigram.encode_ordinary(text)
+    assert unigram.decode(ids) == unigram.normalize(text), repr(text)
+    assert 0 not in ids and unigram.eot_token not in ids  # neither <unk> nor end-of-text, whatever the text
+    return ids
+
+
+MARKS = [
+    "<unk>",
+    "<UNK>",
+    "<0x0A>",
+    "<0x41><0xFF>",
+    data.EOT,
+    "\u2581",
+    "\u2581a \u2581",
+    "\x00",
+    "\n",
+    "\x00\n a",
+    "\ufffd",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text() | st.lists(st.sampled_from([*MARKS, *WORDS, *ODD, " "])).map("".join))
+def test_unigram_encodes_any_text_and_decodes_it_normalised(unigram, text):
+    check_unigram(unigram, text.encode("utf-8", "replace").decode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_unigram_tokens_count_when_they_overlap_the_completion_normalised(unigram, prefix, text):
+    ids, first = tasks.Encoder(unigram)(prefix, text)
+    before, whole = unigram.normalize(prefix), unigram.normalize(prefix + text)
+    shared = next(before[:n] for n in range(len(before), -1, -1) if whole.startswith(before[:n]))
+    ends = [0, *itertools.accumulate(len(unigram.decode_single_token_bytes(i)) for i in ids)]
+    assert ends[-1] == len(whole.encode())
+    assert ends[first] <= len(shared.encode())
+    assert first == len(ids) or ends[first + 1] > len(shared.encode())
+
+
+@pytest.mark.parametrize(("prefix", "text", "counted"), [("a", "\u0301", "\u00e1"), ("a \u1100", "\u1161", "\uac00")])
+def test_a_character_that_a_completion_changes_counts(unigram, prefix, text, counted):
+    ids, first = tasks.Encoder(unigram)(prefix, text)
+    assert unigram.decode(ids[first:]).strip() == counted
+
+
+def test_unigram_normalises_as_nfkc_does(unigram):
+    for text in ["ﬁ Ⅷ ² e\u0301 … ½", "\u1100\u1161\u3000x", "\ufdfa"]:
+        assert unigram.normalize(text) == unicodedata.normalize("NFKC", text)
+
+
+def test_unigram_corpus_comes_back_normalised_with_its_labels(tmp_path):
+    pytest.importorskip("tokenizers")
+    odd = [*ODD, *(f"*CHI:\t{line}" for line in ODD), "\ufdfa" * 20 + ":\thello", *MARKS[:8]]
+    corpus = prepared(tmp_path, "\n".join(odd), tokenizer="unigram", vocab_size=300)
+    unigram = data.load_tokenizer(corpus.folder / "tokenizer.json")
+    assert corpus.vocab_size == unigram.n_vocab == 300 and corpus.eot == unigram.eot_token == 299
+    bounds = zip(odd, corpus.line_start[:-1], corpus.line_start[1:] - 1, corpus.line_label, strict=True)
+    for line, start, end, n in bounds:
+        ids, (label, rest) = corpus.tokens[start:end].tolist(), split_label(line)
+        assert ids == check_unigram(unigram, line) and corpus.tokens[end] == corpus.eot
+        if n < 255:
+            assert (unigram.decode(ids[:n]), unigram.decode(ids[n:])) == (*map(unigram.normalize, (label, rest)),)
+
+
+def test_rare_characters_are_bytes_and_frequent_words_are_pieces(tmp_path):
+    pytest.importorskip("tokenizers")
+    corpus = prepared(tmp_path, story(6, n_docs=100) + "\u2603\n", tokenizer="unigram", propose=400)
+    unigram = data.load_tokenizer(corpus.folder / "tokenizer.json")
+    assert [unigram.decode_single_token_bytes(i) for i in unigram.encode_ordinary("\u2603")] == [
+        b"\xe2",
+        b"\x98",
+        b"\x83",
+    ]
+    assert [unigram.decode([i]) for i in unigram.encode_ordinary("the birds sing")] == ["the", " birds", " sing"]
+
+
+@pytest.mark.parametrize("text", ["a", " ", "\x00", " " * 10**5, "acgt" * 50_000, "ab ab", "\U0001f600\t"])
+@pytest.mark.parametrize("size", [260, 300])
+def test_unigram_is_trained_on_any_text(tmp_path, text, size):
+    pytest.importorskip("tokenizers")
+    corpus = prepared(tmp_path, text, tokenizer="unigram", propose=size)
+    unigram = data.load_tokenizer(corpus.folder / "tokenizer.json")
+    assert unigram.decode(corpus.tokens[:-1].tolist()) == text and corpus.vocab_size <= size
+
+
+def test_the_same_text_gives_the_same_unigram_model():
+    pytest.importorskip("tokenizers")
+    lines = [line for scene in toy.documents(words=20_000) for line in scene]
+    assert len({data.train_unigram(iter(lines), size)["json"] for size in (400, 400, 400)}) == 1
+
+
+def test_a_missing_tokenizers_package_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as if it were not installed
+    path = write(tmp_path / "text.txt", "a b\n")
+    assert "pip install tokenizers" in refused(str(path), tmp_path / "cache", tokenizer="unigram")
+    assert not list((tmp_path / "cache").iterdir())
+
+
 # ------------------------------------------------------------------------------------------------ toy
 
 
 def test_toy_corpus_and_its_pairs(tmp_path):
-    import toy
-
     corpus = open_prepared(prepare("toy", tmp_path, quiet=True))
     encoding = data.load_tokenizer(corpus.folder / "tokenizer.json")
     pairs = toy.minimal_pairs()
@@ -388,7 +499,15 @@ def test_another_format_version_is_named(tmp_path, monkeypatch):
 def test_a_tokenizer_that_is_none_is_refused(tmp_path):
     tokens = [base64.b64encode(bytes([b])).decode() for b in range(256)]
     good = {"name": "x", "pattern": ".", "tokens": tokens}
-    for bad in ({}, good | {"tokens": tokens[1:]}, good | {"tokens": [*tokens, tokens[0]]}, good | {"pattern": "("}):
+    unigram = {"name": "unigram"}
+    for bad in (
+        {},
+        unigram,
+        unigram | {"json": "{"},
+        good | {"tokens": tokens[1:]},
+        good | {"tokens": [*tokens, tokens[0]]},
+        good | {"pattern": "("},
+    ):
         data.write_sealed(tmp_path / "tokenizer.json", bad)
         pytest.raises(DataError, data.load_tokenizer, tmp_path / "tokenizer.json").match("tokenizer.json")
 

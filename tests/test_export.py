@@ -123,7 +123,12 @@ def corpus_lines(folder: Path, count: int) -> list[str]:
 
 def other_pair(folder: Path, pattern: str, tokens: list[bytes]):
     """transformers' and tiktoken's tokenizer of other tokens and another pattern than the run's."""
-    data.write_sealed(folder / "ours.json", data.tokenizer_spec("other", pattern, tokens))
+    return pair_of(folder, data.tokenizer_spec("other", pattern, tokens))
+
+
+def pair_of(folder: Path, spec: dict):
+    """transformers' tokenizer and ours of a tokenizer.json."""
+    data.write_sealed(folder / "ours.json", spec)
     ours = data.load_tokenizer(folder / "ours.json")
     config = export.model_config(Config(1, 16, 2, 1, 24, ours.n_vocab), 16)
     contents = {"tokenizer": export.fast_tokenizer(ours), "tokenizer_config": export.TOKENIZER_CONFIG, "config": config}
@@ -147,6 +152,16 @@ def test_the_pattern_of_gpt2_splits_as_in_tiktoken(tmp_path):
     ranks = dict((bytes(token), rank) for token, rank in bpe.get_mergeable_ranks())
     pair = other_pair(tmp_path, GPT2_PATTERN, sorted(ranks, key=ranks.get))
     check_same(*pair, [*ODD, "a \n b", "a  \n\n", "  \nx", " " * 500 + "x", "1" * 500])
+
+
+def test_a_unigram_model_keeps_its_ids_and_decodes_to_normalised_text(tmp_path):
+    lines = sorted({line for scene in toy.documents(words=30_000) for line in scene})
+    theirs, ours = pair_of(tmp_path, data.train_unigram([*lines, *ODD], 700))
+    assert len(theirs) == ours.n_vocab and theirs.bos_token_id == ours.eot_token
+    for text in [*lines[:500], *ODD, "<unk> <0x41>", "\u2581 \u2581"]:
+        ids = ours.encode_ordinary(text)
+        assert theirs(text)["input_ids"] == [ours.eot_token, *ids], repr(text)
+        assert theirs.decode(ids) == ours.normalize(text)
 
 
 def test_special_tokens_are_end_of_text_and_padding_is_masked(pair):

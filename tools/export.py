@@ -1,8 +1,8 @@
 """Hand a run to Hugging Face transformers: python -m tools.export out/bcp-p1-1 DIR
 
 DIR then loads with AutoModelForCausalLM.from_pretrained(DIR) and AutoTokenizer.from_pretrained(DIR), without remote
-code or a network: the model under the names that model.py shares with Qwen2; the tokenizer with tiktoken's ids and the
-end-of-text token before every text, where evaluate.py has it too. Unlike tiktoken's encode_ordinary, and as is usual
+code or a network: the model under the names that model.py shares with Qwen2; the tokenizer with the run's ids and the
+end-of-text token before every text, where evaluate.py has it too. Unlike the run's own tokenizer, and as is usual
 there, it reads "<|endoftext|>" in a text as that token. README.md in DIR is the model card.
 """
 
@@ -101,28 +101,20 @@ def halves(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
-def fast_tokenizer(encoding: "tiktoken.Encoding") -> dict:  # noqa: F821
-    """tokenizer.json for Hugging Face's tokenizers: the ids of `encoding`, after an end-of-text token."""
-    eot, alphabet = encoding.eot_token, byte_alphabet()
-    tokens = [encoding.decode_single_token_bytes(i) for i in range(eot)]
+def byte_level_bpe(encoding: "tiktoken.Encoding") -> dict:  # noqa: F821
+    """Those parts of a tokenizer.json that tell how a text becomes ids, for the ids of `encoding`."""
+    alphabet = byte_alphabet()
+    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
     ranks = {token: rank for rank, token in enumerate(tokens)}
 
     def spell(token: bytes) -> str:
         return "".join(alphabet[byte] for byte in token)
 
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     split = {"type": "Split", "pattern": {"Regex": encoding._pat_str}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    first = {"SpecialToken": {"id": data.EOT, "type_id": 0}}
-    a, b = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")
     return {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-        "added_tokens": [{"id": eot, "content": data.EOT, "special": True, **plain}],
+        "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": {  # leaves the offsets as they are: the space before a word belongs to its token
-            "type": "TemplateProcessing", "single": [first, a], "pair": [first, a, b],
-            "special_tokens": {data.EOT: {"id": data.EOT, "ids": [eot], "tokens": [data.EOT]}},
-        },
         "decoder": byte_level,
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
@@ -131,6 +123,30 @@ def fast_tokenizer(encoding: "tiktoken.Encoding") -> dict:  # noqa: F821
             "vocab": {spell(token): rank for token, rank in ranks.items()},
             "merges": [" ".join(map(spell, halves(token, ranks))) for token in tokens if len(token) > 1],
         },
+    }  # fmt: skip
+
+
+def unigram(encoding: data.Unigram) -> dict:
+    """The same parts, which are the model's own."""
+    decoders = [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    return json.loads(encoding.model.to_str()) | {"decoder": {"type": "Sequence", "decoders": decoders}}
+
+
+def fast_tokenizer(encoding: "tiktoken.Encoding | data.Unigram") -> dict:  # noqa: F821
+    """tokenizer.json for Hugging Face's tokenizers: the ids of `encoding`, after an end-of-text token."""
+    parts = unigram(encoding) if isinstance(encoding, data.Unigram) else byte_level_bpe(encoding)
+    eot, plain = encoding.eot_token, dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    first = {"SpecialToken": {"id": data.EOT, "type_id": 0}}
+    a, b = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": parts["normalizer"],
+        "added_tokens": [{"id": eot, "content": data.EOT, "special": True, **plain}],
+        "pre_tokenizer": parts["pre_tokenizer"],
+        "post_processor": {  # leaves the offsets as they are: the space before a word belongs to its token
+            "type": "TemplateProcessing", "single": [first, a], "pair": [first, a, b],
+            "special_tokens": {data.EOT: {"id": data.EOT, "ids": [eot], "tokens": [data.EOT]}},
+        },
+        "decoder": parts["decoder"], "model": parts["model"],
     }  # fmt: skip
 
 
