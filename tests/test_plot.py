@@ -28,7 +28,7 @@ def runs(tmp_path_factory, cache, text_file) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     common = [f"--cache={cache}", "--device=cpu", *SIZES, "--lr=0.01", "--warmup=3", "--max-updates=60"]
     for out, more in (
-        ("bcp", [*BCP, "--eval-every=20"]),
+        ("bcp", [*BCP, "--max-repeats=100", "--eval-every=20"]),
         ("random", ["--mode=random", "--track-forgetting=5", "--eval-every=20"]),
         ("plain", ["--mode=random", f"--data={text_file}", "--vocab-size=400"]),
     ):

@@ -21,7 +21,7 @@ DOCS = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / 
 TEXT = "\n".join(DOCS.values())
 # What needs a GPU, a network, other data, other runs or many minutes is parsed and not run.
 LONG = ("babylm-", "117m", "../shared", "tools.compare", "tools.bench", "experiments.", "tests/chaos", "tests.official",
-        "tools.calibrate", "torchrun", "make test", "out/fig-", "out/kept", "--compare")  # fmt: skip
+        "tools.calibrate", "torchrun", "make test", "out/fig-", "out/kept", "--compare", "unigram")  # fmt: skip
 
 
 def words_of(command: str) -> list[str]:

@@ -260,8 +260,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken_only_when_ask
     ("wrong", "wanted"),
     [
         (
-            ["--seed=1", "--lr=0.5", "--pull=prox", "--stream", "--n-layer=2"],
-            ["--seed=0", "--lr=0.01", "--pull=gradient", "no --stream", "no --n-layer"],
+            ["--seed=1", "--lr=0.5", "--pull=gradient", "--stream", "--n-layer=2"],
+            ["--seed=0", "--lr=0.01", "--pull=prox", "no --stream", "no --n-layer"],
         ),
         (["--epochs=3"], ["--epochs=4"]),  # fewer
         (["--eval-every=3", "--goal=4", "--order=random"], ["--eval-every=1000", "--goal=5.0", "--order=curriculum"]),
@@ -355,10 +355,10 @@ def test_a_run_is_not_overwritten_unless_asked(flags, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(flags, tmp_path, text_file):
     text = tmp_path / "other.txt"
     text.write_text(text_file.read_text() + "\n\none more\n")
-    runs = {"run": [], "seed": ["--seed=1", "--pull=prox"], "text": [f"--data={text}"], "same": ["--save-every=3"]}
+    runs = {"run": [], "seed": ["--seed=1", "--pull=gradient"], "text": [f"--data={text}"], "same": ["--save-every=3"]}
     for name, more in runs.items():
         run(flags, tmp_path / name, *more, "--max-updates=3")
-    out, wanted = tmp_path / "run", {"seed": ["--seed=1", "--pull=prox"], "text": [f"--data={text}"]}
+    out, wanted = tmp_path / "run", {"seed": ["--seed=1", "--pull=gradient"], "text": [f"--data={text}"]}
     for name, flags_named in wanted.items():
         (out / "checkpoint.pt").write_bytes((tmp_path / name / "checkpoint.pt").read_bytes())
         refused(tmp_path, resume(out, "--max-updates=5"), "of another run", *flags_named)
