@@ -17,6 +17,7 @@ import evaluate
 import flags
 import toy
 from experiments import e5
+from tools import bench
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,3 +123,10 @@ def test_the_gpu_script_says_what_is_missing(tmp_path):
     status, error = run("prepare")
     assert status and "CORPUS is missing" in error
     assert run("run", str(tmp_path)) == (1, "e5-gpu.sh: no GPU was found\n")
+
+
+@pytest.mark.parametrize("mode", ["random", "curriculum-repeat", "bcp-1", "bcp-2"])
+def test_the_benchmark_trains_by_the_real_loop(mode):
+    steps = bench.ours(mode, bench.Setting("nano", 16, 16, "cpu", compiled=False))
+    for _ in range(4):
+        next(steps)

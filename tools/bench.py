@@ -67,7 +67,7 @@ class Setting:
 def ours(mode: str, s: Setting) -> Iterator[None]:
     """The loop of train.py without its journal. mode: random, curriculum-repeat, bcp-1 or bcp-2 (the p).
 
-    Each batch of bcp converges at its second repeat, the least there is: anchors are dropped as often as can be.
+    Each batch of bcp converges at its third repeat, the least there is: anchors are dropped as often as can be.
     """
     name, _, p = mode.partition("-") if mode.startswith("bcp") else (mode, "", "1")
     words = [f"--mode={name}", f"--p={p}", f"--C={1e-5 if p == '1' else 0.1}", "--eta=1e-3", "--goal=100",
@@ -88,6 +88,7 @@ def ours(mode: str, s: Setting) -> Iterator[None]:
         text_tokens=len(tokens),
         budget=sys.maxsize,
         end=0,
+        kept=set(),
         forward=machine.for_all_processes(model, s.compiled),
         autocast=torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
         model=model,
