@@ -6,15 +6,25 @@ Lines are joined in order, each followed by the end-of-text token, and cut into 
 (the last token of a block is the first of the next). What is left at the end and fills no batch is dropped.
 """
 
+import csv
+import math
+import re
+import sys
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from data import Corpus
 
 FOCUS = 0.5  # the share of the blocks that counts as the hardest in Learn-Focus-Review
 CHUNK = 1 << 16  # lines worked on at a time, so that memory does not grow with the corpus
+WEIGHTS = np.array([0.20, 0.15, 0.20, 0.20, 0.05])  # of the composite difficulty's terms: the paper, Appendix C
+RARE = 3.0  # a word is rare below this Zipf frequency, which is once in a million words
+WORD, SENTENCE_END = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*"), re.compile(r"[.!?]+(?:\s|$)")
 
 
 def _positions(corpus: "Corpus", lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,23 +93,93 @@ def rarity(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
     return sums / np.maximum(counts, 1)
 
 
+def composite(corpus: "Corpus", lines: np.ndarray, aoa: str | None = None) -> np.ndarray:
+    """The paper's score: the weighted sum of the z-scores, over these lines, of `features`.
+
+    Without a file of ages the two terms of the age of acquisition are left out. A line without any rated word has the
+    mean of the others.
+    """
+    if not aoa:
+        print("curriculum: without --aoa-file, the composite score leaves out the age of acquisition", file=sys.stderr)
+    x = np.ma.masked_invalid(features(corpus, lines, read_ages(aoa) if aoa else {}))
+    z = (x - x.mean(axis=0)) / np.ma.masked_less(x.std(axis=0), 1e-9)  # a constant does not count
+    return z.filled(0) @ WEIGHTS
+
+
+def features(corpus: "Corpus", lines: np.ndarray, ages: dict[str, float]) -> np.ndarray:
+    """The five terms of each line, (N, 5), in the order of WEIGHTS; nan where no word has an age.
+
+    Words per sentence; types / sqrt(words); the share of rare words; the mean and the largest age of acquisition. The
+    paper names no lexicon: a word counts as in it if wordfreq finds it at least once in a million words of English.
+    """
+    import data
+
+    encoding = data.load_tokenizer(corpus.folder / "tokenizer.json")
+    rare, x = cache(rare_words()), np.empty((len(lines), 5))
+    first, last = corpus.line_start[lines] + corpus.line_label[lines], corpus.line_start[lines + 1] - 1
+    for row, start, end in zip(x, first, last, strict=True):
+        text = encoding.decode(corpus.tokens[start:end].tolist()).lower().replace("\u2019", "'")
+        words, sentences = WORD.findall(text), sum(bool(WORD.search(part)) for part in SENTENCE_END.split(text))
+        n, rated = max(1, len(words)), [ages[word] for word in words if word in ages]
+        row[:3] = len(words) / max(1, sentences), len(set(words)) / math.sqrt(n), sum(map(rare, words)) / n
+        row[3:] = (sum(rated) / len(rated), max(rated)) if rated else math.nan
+    return x
+
+
+def rare_words() -> "Callable[[str], bool]":
+    """The function that says whether a word is rare. Raises ValueError without wordfreq, which brings the lexicon."""
+    try:
+        from wordfreq import zipf_frequency
+    except ImportError:
+        raise ValueError("--difficulty=composite: needs wordfreq's lexicon: pip install wordfreq") from None
+    return lambda word: zipf_frequency(word, "en") < RARE
+
+
+def read_ages(file: str) -> dict[str, float]:
+    """Ages of acquisition by word, from a table as Kuperman et al. (2012) published. ValueError if it is none."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as table:
+            delimiter = "\t" if "\t" in table.readline() else ","
+            table.seek(0)
+            rows = csv.DictReader(table, delimiter=delimiter)
+            word, age = ("Word", "Rating.Mean") if "Rating.Mean" in (rows.fieldnames or ()) else ("word", "rating")
+            ages = {row[word].lower(): float(row[age]) for row in rows if row[age] not in ("", "NA", None)}
+    except OSError as error:
+        raise ValueError(f"--aoa-file={file}: cannot be read ({error.strerror})") from None
+    except (KeyError, ValueError, csv.Error):
+        ages = {}
+    if not ages or not all(map(math.isfinite, ages.values())):
+        raise ValueError(f"--aoa-file={file}: is no table of ages; it needs a header, with the columns Word and "
+                         "Rating.Mean or word and rating, and a number or NA for each word")  # fmt: skip
+    return ages
+
+
 # --difficulty: what it is called in figures and help, and a function of corpus and lines (N,) that gives a number for
 # each line, float64; larger is harder. Another score is another entry.
 DIFFICULTY = {
     "surprisal": ("unigram surprisal of the line, nats", surprisal),
     "length": ("length of the line, tokens", length),
     "rarity": ("mean unigram surprisal of its tokens, nats", rarity),
+    "composite": ("the paper's score: sentence length, types, rare words and ages of acquisition", composite),
 }
 
 
-def order_lines(corpus: "Corpus", order: str, kind: str, seed: int, share: float = 1.0) -> np.ndarray:
+def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str, aoa: str | None = None) -> np.ndarray:
+    """The difficulty of each line, (N,); `aoa` is the file with ages of acquisition, which only composite reads."""
+    score = DIFFICULTY[kind][1]
+    return score(corpus, lines, aoa) if score is composite else score(corpus, lines)
+
+
+def order_lines(
+    corpus: "Corpus", order: str, kind: str, seed: int, share: float = 1.0, aoa: str | None = None
+) -> np.ndarray:
     """The training lines in the order they are learnt in: easy to hard with "curriculum", else shuffled.
 
     share: only the easiest lines, up to this share of the tokens; it is they that are shuffled.
     """
     lines = corpus.train_lines()
     if order == "curriculum" or share < 1:
-        lines = lines[np.argsort(DIFFICULTY[kind][1](corpus, lines), kind="stable")]
+        lines = lines[np.argsort(difficulty(corpus, lines, kind, aoa), kind="stable")]
         ends = np.cumsum(corpus.line_start[lines + 1] - corpus.line_start[lines])
         lines = lines[: np.searchsorted(ends, share * ends[-1]) + 1]
     return np.random.default_rng(seed).permutation(lines) if order != "curriculum" else lines

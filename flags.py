@@ -116,6 +116,8 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
         "random with --mode=random and lfr, else curriculum)")
     add("--difficulty", choices=DIFFICULTY, default="surprisal", help="; ".join(
         f"{name}: {label}" for name, (label, _) in DIFFICULTY.items()))
+    add("--aoa-file", metavar="FILE", help="composite: ages of acquisition, a CSV or tab-separated file with columns "
+        "Word and Rating.Mean (Kuperman et al. 2012) or word and rating (default: none, its two terms are left out)")
     add("--repeats", type=count, help="curriculum-repeat: times in a row (default: --epochs)")
     add("--C", type=number(float, 0), help="bcp: strength of the pull-back at the peak learning rate: with p=1 weight "
         f"per update (default: {DEFAULT_C[1]:g} of --lr), with p=2 share of the distance (default: {DEFAULT_C[2]:g})")
@@ -212,6 +214,8 @@ def get_args(argv: list[str] | None = None, description: str | None = None) -> a
         parser.error("argument --stream: not with --mode=lfr, which goes through the text again; give one of the two")
     if args.stream and args.replay and not args.buffer_tokens:
         parser.error("argument --stream: --replay needs a buffer then; add its size, such as --buffer-tokens=16384")
+    if args.aoa_file and args.difficulty != "composite":
+        parser.error("argument --aoa-file: nothing else reads it; add --difficulty=composite, or leave it out")
     return args
 
 

@@ -257,7 +257,7 @@ def start(args: argparse.Namespace) -> Run:
 
 def make_stream(corpus: data.Corpus, args: argparse.Namespace) -> curriculum.Stream:
     """Which batch comes next. Without --goal, the goal is made here, of the same tokens."""
-    lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed, args.data_share)
+    lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed, args.data_share, args.aoa_file)
     tokens = curriculum.join(corpus, lines)
     if args.mode == "bcp" and args.goal is None:
         args.goal = round(curriculum.bigram_entropy(tokens, corpus.vocab_size), 2)

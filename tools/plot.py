@@ -286,14 +286,15 @@ def draw_difficulty(runs: list[Run]):
     except (ValueError, KeyError, OSError, ImportError) as error:
         print(f"{run.folder}: not in difficulty: its prepared corpus is gone ({data.one_line(error)})")
         return None
-    lines, (what, difficulty) = corpus.train_lines(), curriculum.DIFFICULTY[run.flags["difficulty"]]
-    scores = difficulty(corpus, lines)
+    lines, kind = corpus.train_lines(), run.flags["difficulty"]
+    what, scores = curriculum.DIFFICULTY[kind][0], curriculum.difficulty(corpus, lines, kind, run.flags.get("aoa_file"))
     order = scores.argsort(kind="stable")
     figure = new_figure(5.6)
     ax, table = figure.subplots(2, 1, height_ratios=(5, 4))
     most = scores[order[int(0.999 * (len(order) - 1))]] * 1.02  # a few endless lines would flatten the others
-    ax.hist(scores, bins=60, range=(0, most), color=COLOURS[5])
-    ax.set(xlabel=f"difficulty: {what}", ylabel="training lines", xlim=(0, most))
+    least = min(0, scores[order[0]])
+    ax.hist(scores, bins=60, range=(least, most), color=COLOURS[5])
+    ax.set(xlabel=f"difficulty: {what}", ylabel="training lines", xlim=(least, most))
     ax.set_title(f"Difficulty of the {len(lines):,} training lines of {run.name}")
     table.set_axis_off()
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": COLOURS[1]}
