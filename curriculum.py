@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from data import Corpus
 
 FOCUS = 0.5  # the share of the blocks that counts as the hardest in Learn-Focus-Review
 CHUNK = 1 << 16  # lines worked on at a time, so that memory does not grow with the corpus
 WEIGHTS = np.array([0.20, 0.15, 0.20, 0.20, 0.05])  # of the composite difficulty's terms: the paper, Appendix C
-RARE = 3.0  # a word is rare below this Zipf frequency, which is once in a million words
+RARE = 3.0  # wordfreq's Zipf frequency of a word that comes once in a million words
 WORD, SENTENCE_END = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*"), re.compile(r"[.!?]+(?:\s|$)")
 
 
@@ -96,8 +94,7 @@ def rarity(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
 def composite(corpus: "Corpus", lines: np.ndarray, aoa: str | None = None) -> np.ndarray:
     """The paper's score: the weighted sum of the z-scores, over these lines, of `features`.
 
-    Without a file of ages the two terms of the age of acquisition are left out. A line without any rated word has the
-    mean of the others.
+    A line without any rated word has the mean of the others' ages; without a file both terms of age are left out.
     """
     if not aoa:
         print("curriculum: without --aoa-file, the composite score leaves out the age of acquisition", file=sys.stderr)
@@ -107,32 +104,32 @@ def composite(corpus: "Corpus", lines: np.ndarray, aoa: str | None = None) -> np
 
 
 def features(corpus: "Corpus", lines: np.ndarray, ages: dict[str, float]) -> np.ndarray:
-    """The five terms of each line, (N, 5), in the order of WEIGHTS; nan where no word has an age.
+    """Of each line, (N, 5): words per sentence, types / sqrt(words), share of rare words, mean and largest age (or nan).
 
-    Words per sentence; types / sqrt(words); the share of rare words; the mean and the largest age of acquisition. The
-    paper names no lexicon: a word counts as in it if wordfreq finds it at least once in a million words of English.
+    Readings: the square root is that of the words, and a word is rare below once in a million words of wordfreq's.
     """
     import data
 
     encoding = data.load_tokenizer(corpus.folder / "tokenizer.json")
-    rare, x = cache(rare_words()), np.empty((len(lines), 5))
+    x = np.empty((len(lines), 5))
     first, last = corpus.line_start[lines] + corpus.line_label[lines], corpus.line_start[lines + 1] - 1
     for row, start, end in zip(x, first, last, strict=True):
         text = encoding.decode(corpus.tokens[start:end].tolist()).lower().replace("\u2019", "'")
         words, sentences = WORD.findall(text), sum(bool(WORD.search(part)) for part in SENTENCE_END.split(text))
         n, rated = max(1, len(words)), [ages[word] for word in words if word in ages]
-        row[:3] = len(words) / max(1, sentences), len(set(words)) / math.sqrt(n), sum(map(rare, words)) / n
+        row[:3] = len(words) / max(1, sentences), len(set(words)) / math.sqrt(n), sum(map(is_rare, words)) / n
         row[3:] = (sum(rated) / len(rated), max(rated)) if rated else math.nan
     return x
 
 
-def rare_words() -> "Callable[[str], bool]":
-    """The function that says whether a word is rare. Raises ValueError without wordfreq, which brings the lexicon."""
+@cache
+def is_rare(word: str) -> bool:
+    """Is a word outside the lexicon? Raises ValueError without wordfreq, which brings it."""
     try:
         from wordfreq import zipf_frequency
     except ImportError:
         raise ValueError("--difficulty=composite: needs wordfreq's lexicon: pip install wordfreq") from None
-    return lambda word: zipf_frequency(word, "en") < RARE
+    return zipf_frequency(word, "en") < RARE
 
 
 def read_ages(file: str) -> dict[str, float]:
@@ -144,13 +141,11 @@ def read_ages(file: str) -> dict[str, float]:
             rows = csv.DictReader(table, delimiter=delimiter)
             word, age = ("Word", "Rating.Mean") if "Rating.Mean" in (rows.fieldnames or ()) else ("word", "rating")
             ages = {row[word].lower(): float(row[age]) for row in rows if row[age] not in ("", "NA", None)}
-    except OSError as error:
-        raise ValueError(f"--aoa-file={file}: cannot be read ({error.strerror})") from None
-    except (KeyError, ValueError, csv.Error):
+    except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         ages = {}
     if not ages or not all(map(math.isfinite, ages.values())):
-        raise ValueError(f"--aoa-file={file}: is no table of ages; it needs a header, with the columns Word and "
-                         "Rating.Mean or word and rating, and a number or NA for each word")  # fmt: skip
+        raise ValueError(f"--aoa-file={file}: is no file of ages; it takes CSV or tab-separated text with columns Word "
+                         "and Rating.Mean, or word and rating, and a number or NA for each word")  # fmt: skip
     return ages
 
 
@@ -173,16 +168,43 @@ def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str, aoa: str | None =
 def order_lines(
     corpus: "Corpus", order: str, kind: str, seed: int, share: float = 1.0, aoa: str | None = None
 ) -> np.ndarray:
-    """The training lines in the order they are learnt in: easy to hard with "curriculum", else shuffled.
+    """The training lines in the order they are learnt in: easy to hard, "stages" by stage, or shuffled.
 
     share: only the easiest lines, up to this share of the tokens; it is they that are shuffled.
     """
+    if order == "stages" and corpus.line_stage is None:
+        raise ValueError("--order=stages: needs text in sub-folders named by stage, such as 1-short and 2-medium; "
+                         f"{corpus.folder} has none")  # fmt: skip
     lines = corpus.train_lines()
-    if order == "curriculum" or share < 1:
+    if order in ("curriculum", "stages") or share < 1:
         lines = lines[np.argsort(difficulty(corpus, lines, kind, aoa), kind="stable")]
         ends = np.cumsum(corpus.line_start[lines + 1] - corpus.line_start[lines])
         lines = lines[: np.searchsorted(ends, share * ends[-1]) + 1]
+    if order == "stages":
+        return mix_stages(corpus, lines)
     return np.random.default_rng(seed).permutation(lines) if order != "curriculum" else lines
+
+
+def stage_shares(tau: np.ndarray, K: int) -> np.ndarray:
+    """The shares of the stages at progress tau, (..., K): tents that sum to one; stage k peaks at k / (K - 1).
+
+    A reading: the paper gives the shapes (early ones decline, the last rises) and no numbers.
+    """
+    return np.maximum(0, 1 - np.abs(np.asarray(tau)[..., None] * (K - 1) - np.arange(K)))
+
+
+def mix_stages(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:
+    """Lines that go from easy to hard, mixed so that the stages come and go like `stage_shares`; each keeps its order.
+
+    A line goes where the cumulative tent of its stage has reached the share of the stage's tokens before its middle.
+    So no line is left over at the end, whatever the sizes; a large stage has more than its tent, and a small one less.
+    """
+    stage, lengths = corpus.line_stage[lines], corpus.line_start[lines + 1] - corpus.line_start[lines]
+    tau, position, names = np.linspace(0, 1, 4097), np.empty(len(lines)), np.unique(stage)
+    for name, cumulative in zip(names, np.cumsum(stage_shares(tau, len(names)), axis=0).T, strict=True):
+        n = lengths[stage == name]
+        position[stage == name] = np.interp((np.cumsum(n) - n / 2) / n.sum() * cumulative[-1], cumulative, tau)
+    return lines[np.argsort(position, kind="stable")]
 
 
 def join(corpus: "Corpus", lines: np.ndarray) -> np.ndarray:

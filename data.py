@@ -12,6 +12,7 @@ An empty line, or the end of a file, ends a *document*: the unit that is held ou
                     line_seen bool (n_lines,)        held out, but its text is also that of a training line
                     doc_start int64 (n_docs + 1,)    first line of each document
                     doc_val bool (n_docs,)           held out
+                    line_stage uint8 (n_lines,)      only if all text is in sub-folders named like 1-short: the number
     tokenizer.json  name, split pattern and tokens (base64, in rank order), all that tiktoken needs; or name and JSON
     pairs.json      toy corpus only: {UID: [[good ids, bad ids], ...]}, its minimal pairs, without end-of-text
     meta.json       counts, settings, size and digest of every other file; written last
@@ -51,6 +52,7 @@ FORMAT = 1  # of the prepared folder; a change here makes every corpus be prepar
 EOT = "<|endoftext|>"
 MIN_VOCAB, MAX_VOCAB = 257, 65536  # 256 bytes and end-of-text; what uint16 can hold
 SUFFIXES = (".txt", ".train", ".txt.gz", ".train.gz")
+STAGE = re.compile(r"(\d{1,2})-[^/]*/")  # a sub-folder that is a stage of the curriculum
 
 # name: (address, name of the archive, its md5 where known)
 DOWNLOADS = {
@@ -93,6 +95,7 @@ class Corpus:
     doc_val: np.ndarray
     meta: dict
     pairs: dict[str, list] | None
+    line_stage: np.ndarray | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -122,6 +125,7 @@ class Text:
     n_bytes: int | None
     lines: Callable[[tqdm], Iterator[str]]  # without their "\n"; "" ends a document, possibly many in a row
     pairs: Callable[[], dict] | None = None  # minimal pairs; only the built-in corpus has some
+    stages: Callable[[], Iterator[int]] | None = None  # of its lines; only a folder of stages has some
 
 
 def prepare(
@@ -183,6 +187,8 @@ def fill(work: Path, text: Text, settings: dict, quiet: bool) -> None:
     encoding = load_tokenizer(work / "tokenizer.json")
     with progress("encoding", text.n_bytes, quiet) as bar:
         index, n_words = encode_lines(text.lines(bar), encoding, work / "tokens.bin", settings["val_share"])
+    if text.stages:
+        index["line_stage"] = np.fromiter(text.stages(), np.uint8)
     np.savez(work / "index.npz", **index)
     if text.pairs:
         (work / "pairs.json").write_text(json.dumps(encode_pairs(text.pairs(), encoding)))
@@ -279,7 +285,17 @@ def text_of_files(path: Path, encoding_errors: str) -> Text:
                 inner.update(chunk)
                 n_bytes += len(chunk)
         outer.update(inner.digest())  # digests, not contents: the end of a file ends a document
-    return Text(name, outer.hexdigest(), n_bytes, partial(file_lines, files, encoding_errors))
+    found = [STAGE.match(file.relative_to(path).as_posix()) for file in files]
+    stages = [int(match[1]) for match in found] if all(found) else []
+    outer.update(bytes(stages))
+    per_line = partial(line_stages, files, stages, encoding_errors) if stages else None
+    return Text(name, outer.hexdigest(), n_bytes, partial(file_lines, files, encoding_errors), stages=per_line)
+
+
+def line_stages(files: list[Path], stages: list[int], encoding_errors: str) -> Iterator[int]:
+    """The stage of every line of the files, of which `stages` has one each."""
+    for file, stage in zip(files, stages, strict=True):
+        yield from (stage for line in file_lines([file], encoding_errors, tqdm(disable=True)) if line)
 
 
 def corpus_files(path: Path) -> list[Path]:
@@ -500,7 +516,7 @@ def open_prepared(folder: Path) -> Corpus:
         if path.stat().st_size != known["bytes"] or file_digest(path) != known["blake2b"]:
             raise DataError(f"{path} is damaged (not as meta.json records it); {remedy}")
     with np.load(folder / "index.npz", allow_pickle=False) as index:
-        arrays = {name: index[name] for name in ("line_start", "line_label", "line_seen", "doc_start", "doc_val")}
+        arrays = dict(index)
     tokens = np.memmap(folder / "tokens.bin", np.uint16, "r")
     pairs = json.loads((folder / "pairs.json").read_bytes()) if "pairs.json" in meta["files"] else None
     return Corpus(folder, tokens, **arrays, meta=meta, pairs=pairs)

@@ -111,9 +111,10 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling")
 
     add = parser.add_argument_group("method").add_argument
-    add("--order", choices=("curriculum", "random", "shuffled-once"), help="of the batches, in every mode: easy to "
-        "hard; shuffled lines, and the batches anew in every pass; or one shuffled order for all passes (default: "
-        "random with --mode=random and lfr, else curriculum)")
+    add("--order", choices=("curriculum", "random", "shuffled-once", "stages"), help="of the batches, in every mode: "
+        "easy to hard; shuffled lines, and the batches anew in every pass; one shuffled order for all passes; or from "
+        "stage to stage, each easy to hard, of text in sub-folders such as 1-short (default: random with "
+        "--mode=random and lfr, else curriculum)")
     add("--difficulty", choices=DIFFICULTY, default="surprisal", help="; ".join(
         f"{name}: {label}" for name, (label, _) in DIFFICULTY.items()))
     add("--aoa-file", metavar="FILE", help="composite: ages of acquisition, a CSV or tab-separated file with columns "

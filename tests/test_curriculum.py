@@ -59,7 +59,7 @@ def test_speaker_labels_do_not_count():
 @pytest.fixture
 def spoken(tmp_path, monkeypatch):
     """Four lines, the last one with a label, and the words gnu and okapi as the only rare ones."""
-    monkeypatch.setattr(curriculum, "rare_words", lambda: {"gnu", "okapi"}.__contains__)
+    monkeypatch.setattr(curriculum, "is_rare", {"gnu", "okapi"}.__contains__)
     (tmp_path / "text.txt").write_text("The gnu.\n7, 8!\nA dog. The dog ran\n*MOT:\tThe okapi saw\u2026 the gnu\n")
     return data.open_prepared(data.prepare(str(tmp_path / "text.txt"), tmp_path / "cache", propose=300, quiet=True))
 
@@ -103,8 +103,8 @@ def test_ages_are_read_from_either_kind_of_table(tmp_path):
 )  # fmt: skip
 def test_a_wrong_table_of_ages_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "ages").write_bytes(content)
-    for file, what in ((tmp_path / "ages", "is no table of ages"), (tmp_path, "cannot be read")):
-        with pytest.raises(ValueError, match=f"^--aoa-file={file}: {what}") as error:
+    for file in (tmp_path / "ages", tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ValueError, match=f"^--aoa-file={file}: is no file of ages; it takes") as error:
             curriculum.read_ages(str(file))
         assert "\n" not in str(error.value)
 
@@ -112,7 +112,7 @@ def test_a_wrong_table_of_ages_is_refused_in_one_line(tmp_path, content):
 def test_composite_names_the_package_that_it_misses_and_its_file_needs_it(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     with pytest.raises(ValueError, match="^--difficulty=composite: .*pip install wordfreq$"):
-        curriculum.rare_words()
+        curriculum.is_rare.__wrapped__("dog")
     with pytest.raises(SystemExit):
         get_args(["--aoa-file=ages.csv"])
     assert "--aoa-file: nothing else reads it" in capsys.readouterr().err
@@ -120,7 +120,7 @@ def test_composite_names_the_package_that_it_misses_and_its_file_needs_it(monkey
 
 def test_words_are_rare_below_once_in_a_million():
     pytest.importorskip("wordfreq")
-    assert [*map(curriculum.rare_words(), ("the", "dog", "don't", "okapi", "xyzzyq"))] == [False] * 3 + [True] * 2
+    assert [*map(curriculum.is_rare, ("the", "dog", "don't", "okapi", "xyzzyq"))] == [False] * 3 + [True] * 2
 
 
 def test_another_difficulty_is_one_entry_in_the_table(flags, tmp_path, monkeypatch):
@@ -137,6 +137,58 @@ def test_curriculum_ascends_and_random_is_a_seeded_shuffle(corpus):
     many = corpus_of([[[0]] * 50], vocab_size=3)
     one, same, other = (curriculum.order_lines(many, "shuffled-once", "surprisal", seed) for seed in (1, 1, 2))
     assert sorted(one) == list(range(50)) and list(one) == list(same) and list(one) != list(other)
+
+
+def test_the_shares_of_the_stages_are_tents_that_sum_to_one():
+    tau = np.linspace(0, 1, 61)
+    for K in (1, 2, 3, 4):
+        shares = curriculum.stage_shares(tau, K)
+        assert shares.shape == (61, K) and (shares >= 0).all()
+        np.testing.assert_allclose(shares.sum(axis=1), 1)
+    np.testing.assert_allclose(
+        curriculum.stage_shares([0, 0.25, 0.5, 1], 3), [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]]
+    )
+    assert (np.diff(curriculum.stage_shares(tau, 4)[:, 0]) <= 0).all()  # the first declines, the last rises
+    assert (np.diff(curriculum.stage_shares(tau, 4)[:, 3]) >= 0).all()
+
+
+def staged(sizes: dict[int, int], seed: int = 0) -> data.Corpus:
+    """Lines of 1 to 9 tokens, so many of each stage, in shuffled order; a line's tokens are their number."""
+    rng = np.random.default_rng(seed)
+    stage = rng.permutation(np.repeat([*sizes], [*sizes.values()]))
+    corpus = corpus_of([[[n] * n] for n in rng.integers(1, 10, size=len(stage))], vocab_size=11)
+    corpus.line_stage = stage.astype(np.uint8)
+    return corpus
+
+
+def test_stages_take_every_line_once_and_each_stage_goes_from_easy_to_hard():
+    for sizes in ({1: 200, 2: 400, 4: 200}, {1: 5, 2: 800, 7: 1}, {3: 50}):
+        corpus = staged(sizes)
+        lines = curriculum.order_lines(corpus, "stages", "length", 0)
+        assert sorted(lines) == list(range(len(corpus.line_stage)))
+        for stage in sizes:
+            assert (np.diff(difficulty(corpus, lines[corpus.line_stage[lines] == stage], "length")) >= 0).all()
+    corpus.line_stage = None
+    with pytest.raises(ValueError, match="^--order=stages: needs text in sub-folders named by stage.*has none$"):
+        curriculum.order_lines(corpus, "stages", "length", 0)
+
+
+def test_stages_come_and_go_as_their_tents_do():
+    corpus = staged({1: 5000, 2: 10000, 4: 5000})  # as many as the areas of the tents ask for
+    lines = curriculum.order_lines(corpus, "stages", "length", 0)
+    lengths = np.diff(corpus.line_start)[lines]
+    tau = (np.cumsum(lengths) - lengths / 2) / lengths.sum()
+    expected = curriculum.stage_shares(np.arange(0.05, 1, 0.1), 3)
+    for column, stage in enumerate((1, 2, 4)):
+        tokens = np.histogram(tau, 10, (0, 1), weights=lengths * (corpus.line_stage[lines] == stage))[0]
+        np.testing.assert_allclose(
+            tokens / np.histogram(tau, 10, (0, 1), weights=lengths)[0], expected[:, column], atol=0.03
+        )
+    uneven = staged({1: 100, 2: 9000, 3: 900})  # the order stays early, middle, late whatever the sizes
+    lines = curriculum.order_lines(uneven, "stages", "length", 0)
+    first, second, third = (np.flatnonzero(uneven.line_stage[lines] == stage) for stage in (1, 2, 3))
+    assert first.mean() < second.mean() < third.mean() and first.max() < third.min()
+    assert first[0] == 0 and third[-1] == len(lines) - 1
 
 
 def test_single_words_come_before_sentences(text_file, cache):

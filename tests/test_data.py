@@ -108,6 +108,22 @@ def test_empty_lines_and_file_ends_end_documents(tmp_path):
     assert documents(open_prepared(folder)) == [("one\r",), ("two\r",), ("three",), ("four",), ("five",)]
 
 
+def test_lines_have_stages_only_where_all_text_is_in_folders_of_stages(tmp_path):
+    write(tmp_path / "in/2-medium/a.txt", "three\n\n\r\nfour\n")
+    write(tmp_path / "in/1-short/b.txt.gz", gzip.compress(b"\none\ntwo"))
+    write(tmp_path / "in/10-long/deep/c.train", "five")
+    flags = dict(cache=tmp_path / "cache", propose=257, quiet=True)
+    corpus = open_prepared(prepare(str(tmp_path / "in"), **flags))
+    assert texts(corpus) == ["one", "two", "five", "three", "four"]
+    assert corpus.line_stage.tolist() == [1, 1, 10, 2, 2] and corpus.line_stage.dtype == "uint8"
+    shutil.move(tmp_path / "in/2-medium", tmp_path / "in/3-medium")  # the same text in the same order, another stage
+    assert open_prepared(prepare(str(tmp_path / "in"), **flags)).line_stage.tolist() == [1, 1, 10, 3, 3]
+    shutil.move(tmp_path / "in/3-medium/a.txt", tmp_path / "in/3-a.txt")
+    corpus = open_prepared(prepare(str(tmp_path / "in"), **flags))
+    assert corpus.line_stage is None and "line_stage" not in np.load(corpus.folder / "index.npz").files
+    assert texts(corpus) == ["one", "two", "five", "three", "four"]
+
+
 def test_dtypes_and_counts(tmp_path):
     text = story(1)
     corpus = prepared(tmp_path, text)
