@@ -104,7 +104,7 @@ def composite(corpus: "Corpus", lines: np.ndarray, aoa: str | None = None) -> np
 
 
 def features(corpus: "Corpus", lines: np.ndarray, ages: dict[str, float]) -> np.ndarray:
-    """Of each line, (N, 5): words per sentence, types / sqrt(words), share of rare words, mean and largest age (or nan).
+    """Of each line, (N, 5): words per sentence, types / sqrt(words), share of rare words, mean and largest age or nan.
 
     Readings: the square root is that of the words, and a word is rare below once in a million words of wordfreq's.
     """
