@@ -1,4 +1,6 @@
-"""experiments/e5.py and its GPU script: sources are cut in two and never mixed, finished runs are scored once."""
+"""experiments/e5.py and its GPU script: sources are cut in two and never mixed, finished runs are scored once.
+
+experiments/stages.py: stages are cut out of free text, mixed and drawn."""
 
 import json
 import os
@@ -9,14 +11,17 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import curriculum
+import data
 import evaluate
 import flags
 import toy
-from experiments import e5
+from experiments import e5, stages
 from tools import bench
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +95,64 @@ def test_finished_runs_are_scored_once(sources, tmp_path, eval_files, monkeypatc
     assert "random-s1" in said and "random-s0" not in said  # no second time
     table = Path("results/e5-tasks.md").read_text()
     assert table.count("\n") == 3 and "| random | " in table and "±" in table
+
+
+@pytest.fixture
+def free_text(tmp_path, monkeypatch) -> Path:
+    """A corpus of the three sources that the stages come from; the working directory is an empty one beside it."""
+    speech = ["*MOT:\tlook there", "*CHI:\tdog", "*CHI:\ta big dog", "", "*MOT:\tdo you see the dog over there",
+              "", "*FAT:\t" + "far too long " * 4, "*MOT:\tgood boy"]  # fmt: skip
+    story = ["Once there was a dog."] * 2 + ["", "The end."]
+    sources = {"childes": 40 * [*speech, ""], "children_stories": 30 * [*story, ""], "dialogue": story}
+    for source, lines in sources.items():
+        (tmp_path / "corpus" / source).mkdir(parents=True)
+        (tmp_path / "corpus" / source / "a.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "corpus"
+
+
+def test_stages_are_cut_by_the_number_of_words_without_labels(free_text):
+    stages.cut(free_text)
+    texts = {file.as_posix(): file.read_text() for file in Path("data/stages").rglob("*.txt")}
+    story = "Once there was a dog.\nOnce there was a dog.\n\nThe end."
+    assert texts == {
+        "data/stages/1-short/childes.txt": "\n\n".join(40 * ["look there\na big dog\n\ngood boy"]) + "\n",
+        "data/stages/2-medium/childes.txt": "\n\n".join(40 * ["do you see the dog over there"]) + "\n",
+        "data/stages/4-stories/children_stories.txt": "\n\n".join(30 * [story]) + "\n",
+        "data/stages/4-stories/dialogue.txt": story + "\n",
+    }
+    whole = {name: len(text.split()) for name, text in texts.items()}
+    stages.cut(free_text, words=sum(whole.values()) // 3)
+    for name, words in whole.items():
+        assert abs(len(Path(name).read_text().split()) - words / 3) <= 10  # the longest document
+    stages.cut(free_text, words=10**9)
+    assert {name: Path(name).read_text() for name in texts} == texts
+
+
+def test_the_picture_of_the_stages_shows_what_the_order_made(free_text, monkeypatch):
+    monkeypatch.setattr(curriculum, "is_rare", {"boy"}.__contains__)
+    stages.cut(free_text)
+    stages.figure()
+    assert stages.FIGURE.stat().st_size > 5000 and stages.FIGURE.with_suffix(".svg").stat().st_size > 5000
+    corpus = data.open_prepared(next(Path("data/cache").iterdir()))
+    shares = stages.measured(corpus, curriculum.order_lines(corpus, "stages", "length", 0), 10)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert shares[0].argmax() == 0 and shares[-1].argmax() == 2
+    ax = stages.draw(shares, shares.mean(axis=0)).axes[0]
+    drawn = [line.get_ydata() for line in ax.lines if line.get_marker() != "None"]
+    np.testing.assert_array_equal(np.transpose(drawn), shares)
+
+
+@pytest.mark.parametrize(("wrong", "wanted"), [
+    ([], "nothing to do; give a corpus to cut, or --figure"), (["nowhere"], "nowhere/childes: no such folder"),
+    (["--figure", "--words=9"], "--words: of a corpus to cut"),
+])  # fmt: skip
+def test_stages_say_what_is_missing_in_one_line(wrong, wanted, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        stages.get_args(wrong)
+    error = capsys.readouterr().err
+    assert error.startswith("experiments.stages: error: ") and wanted in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("grid", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda file: file.stem)

@@ -174,7 +174,7 @@ def test_every_command_is_understood_by_its_program(command, parser_of):
 
 ARGUMENTS = {"evaluate.py": "run", "sample.py": "run", "tools.plot": "run", "tools.compare": "grid.toml",
              "tools.export": "run folder", "tools.average": "run --all", "tests.official": "run folder",
-             "experiments.e5": "prepare ."}  # fmt: skip
+             "experiments.e5": "prepare .", "experiments.stages": "--figure"}  # fmt: skip
 OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "tools.calibrate",
           "experiments.e2"]  # fmt: skip
 
