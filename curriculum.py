@@ -140,7 +140,7 @@ def read_ages(file: str) -> dict[str, float]:
             table.seek(0)
             rows = csv.DictReader(table, delimiter=delimiter)
             word, age = ("Word", "Rating.Mean") if "Rating.Mean" in (rows.fieldnames or ()) else ("word", "rating")
-            ages = {row[word].lower(): float(row[age]) for row in rows if row[age] not in ("", "NA", None)}
+            ages = {row[word].lower(): float(row[age]) for row in rows if row[age] not in ("", "NA", "#N/A", None)}
     except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         ages = {}
     if not ages or not all(map(math.isfinite, ages.values())):

@@ -64,7 +64,7 @@ def spoken(tmp_path, monkeypatch):
     return data.open_prepared(data.prepare(str(tmp_path / "text.txt"), tmp_path / "cache", propose=300, quiet=True))
 
 
-AGES = "Word\tOther\tRating.Mean\nthe\tx\t4\ngnu\tx\t10\nOkapi\tx\t13\nsaw\tx\tNA\ndog\tx\t2.5\n"
+AGES = "Word\tOther\tRating.Mean\nthe\tx\t4\ngnu\tx\t10\nOkapi\tx\t13\nsaw\tx\tNA\nran\tx\t#N/A\ndog\tx\t2.5\n"
 
 
 def test_composite_is_the_weighted_sum_of_five_z_scores(spoken, tmp_path, capsys):

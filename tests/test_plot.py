@@ -99,6 +99,14 @@ def test_the_same_runs_give_the_same_drawings(runs, tmp_path):
             assert drawing(tmp_path / "one" / name) == drawing(tmp_path / "other" / name)
 
 
+def test_a_run_whose_file_of_ages_is_gone_is_drawn_without_its_difficulty(runs, tmp_path, capsys):
+    config = json.loads((runs / "bcp" / "config.json").read_text())
+    config["flags"] |= {"difficulty": "composite", "aoa_file": str(tmp_path / "gone.csv")}
+    run = plot.read_run(runs / "bcp")._replace(config=config)
+    assert plot.draw_difficulty([run]) is None
+    assert "or what its score needs (--aoa-file=" in capsys.readouterr().out
+
+
 def test_a_run_whose_corpus_is_gone_and_one_that_is_not_finished_are_drawn(runs, tmp_path, capsys):
     run = shutil.copytree(runs / "bcp", tmp_path / "bcp", ignore=shutil.ignore_patterns("figures"))
     config = json.loads((run / "config.json").read_text())

@@ -283,12 +283,13 @@ def draw_difficulty(runs: list[Run]):
     try:
         corpus = data.open_prepared(Path(run.config["corpus"]["folder"]))
         tokenizer = data.load_tokenizer(corpus.folder / "tokenizer.json")
+        lines, kind = corpus.train_lines(), run.flags["difficulty"]
+        scores = curriculum.difficulty(corpus, lines, kind, run.flags.get("aoa_file"))
     except (ValueError, KeyError, OSError, ImportError) as error:
-        print(f"{run.folder}: not in difficulty: its prepared corpus is gone ({data.one_line(error)})")
+        why = f"its prepared corpus is gone, or what its score needs ({data.one_line(error)})"
+        print(f"{run.folder}: not in difficulty: {why}")
         return None
-    lines, kind = corpus.train_lines(), run.flags["difficulty"]
-    what, scores = curriculum.DIFFICULTY[kind][0], curriculum.difficulty(corpus, lines, kind, run.flags.get("aoa_file"))
-    order = scores.argsort(kind="stable")
+    what, order = curriculum.DIFFICULTY[kind][0], scores.argsort(kind="stable")
     figure = new_figure(5.6)
     ax, table = figure.subplots(2, 1, height_ratios=(5, 4))
     most = scores[order[int(0.999 * (len(order) - 1))]] * 1.02  # a few endless lines would flatten the others
