@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FOCUS = 0.5  # the share of the blocks that counts as the hardest in Learn-Focus-Review
 CHUNK = 1 << 16  # lines worked on at a time, so that memory does not grow with the corpus
-WEIGHTS = np.array([0.20, 0.15, 0.20, 0.20, 0.05])  # of the composite difficulty's terms: the paper, Appendix C
+WEIGHTS = (0.20, 0.15, 0.20, 0.20, 0.05)  # of the composite difficulty's terms: the paper, Appendix C
 RARE = 3.0  # wordfreq's Zipf frequency of a word that comes once in a million words
 WORD, SENTENCE_END = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*"), re.compile(r"[.!?]+(?:\s|$)")
 
@@ -98,9 +98,12 @@ def composite(corpus: "Corpus", lines: np.ndarray, aoa: str | None = None) -> np
     """
     if not aoa:
         print("curriculum: without --aoa-file, the composite score leaves out the age of acquisition", file=sys.stderr)
-    x = np.ma.masked_invalid(features(corpus, lines, read_ages(aoa) if aoa else {}))
-    z = (x - x.mean(axis=0)) / np.ma.masked_less(x.std(axis=0), 1e-9)  # a constant does not count
-    return z.filled(0) @ WEIGHTS
+    score = np.zeros(len(lines))
+    for weight, x in zip(WEIGHTS, features(corpus, lines, read_ages(aoa) if aoa else {}).T, strict=True):
+        known = np.isfinite(x)
+        if known.any() and (deviation := x[known].std()) > 1e-9:  # a constant does not count
+            score[known] += weight * (x[known] - x[known].mean()) / deviation
+    return score
 
 
 def features(corpus: "Corpus", lines: np.ndarray, ages: dict[str, float]) -> np.ndarray:
