@@ -12,7 +12,7 @@ plot: .venv/ready
 	$(BIN)/python -m tools.plot $(RUN)
 
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .
