@@ -7,6 +7,7 @@ import argparse
 import math
 from pathlib import Path
 
+import terminal
 from curriculum import DIFFICULTY
 
 # What a preset of model.py is trained with unless a flag says otherwise.
@@ -54,6 +55,15 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return action.help if told else f"{action.help} (default: {default})"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that prepares the terminal, too, when it reads the real command line."""
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        if args is None:
+            terminal.prepare(self.prog)
+        return super().parse_args(args, namespace)
+
+
 def number(kind: type, least: float, most: float = math.inf, above: bool = False):
     """A parser of flags: a finite number of that kind, at least `least` (more than it with `above`), at most `most`."""
     wanted = {int: "a whole number", float: "a number"}[kind] + (" above " if above else " of at least ") + f"{least:g}"
@@ -81,7 +91,7 @@ def device_name(text: str) -> str:
 
 def new_parser(program: str, description: str | None = None) -> argparse.ArgumentParser:
     """A parser without flags. Without a usage text an error is one line."""
-    return argparse.ArgumentParser(program, argparse.SUPPRESS, description, formatter_class=Help, allow_abbrev=False)
+    return Parser(program, argparse.SUPPRESS, description, formatter_class=Help, allow_abbrev=False)
 
 
 def get_parser(description: str | None = None) -> argparse.ArgumentParser:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from random import Random
 from typing import NamedTuple
 
+import terminal
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The lexicon. In each list the words stand in order of frequency. An irregular form follows its base after a slash, the
 # gender of a noun after a colon.
@@ -642,6 +644,7 @@ def print_pairs() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    terminal.prepare("toy.py")
     parser.add_argument(
         "--sample", action="store_true", help="print thirty lines of each stage (default: four, and pairs)"
     )
