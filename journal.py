@@ -51,12 +51,17 @@ def read(folder: Path) -> list[dict]:
         try:
             record = json.loads(line)
             record["update"] += 0
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"{file}: line {number} is damaged; mend it or delete that line") from None
             break
         records.append(record)
     return records
+
+
+def finite(value: object) -> object:
+    """The value with NaN and the infinities, which JSON does not know, as None, however deep inside."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def updates(records: list[dict]) -> list[dict]:
@@ -68,8 +73,8 @@ def evaluations(records: list[dict]) -> list[dict]:
 
 
 def forgetting(records: list[dict]) -> list[list]:
-    """Entries [batch, updates since, loss then, loss now] of all measurements."""
-    return [entry for record in records for entry in record.get("forgetting", [])]
+    """Entries [batch, updates since, loss then, loss now] of all measurements that gave a number."""
+    return [entry for record in records for entry in record.get("forgetting", []) if None not in entry]
 
 
 def visits(records: list[dict]) -> list[list[dict]]:
@@ -121,11 +126,12 @@ class Journal:
     """The record of a run while it goes on. Without a folder (other processes, benchmarks) nothing is written."""
 
     def __init__(self, run, folder: Path | None):
-        self.run, self.file, self.records = run, folder and folder / FILE, []
-        self.norms: dict = {}
+        self.run, self.file, self.norms = run, folder and folder / FILE, {}
+        self.seen: set[int] = set()  # the batches met so far
+        self.tracked = {int(i * (run.stream.n_batches - 1) / (TRACKED - 1)): None for i in range(TRACKED)}
         self.W = [w.detach() for w in run.model.parameters()]
         if self.file:
-            self.records = read(folder) if self.file.exists() else []
+            self.remember(read(folder) if self.file.exists() else [])
             self.metrics = open(self.file, "ab", buffering=0)  # noqa: SIM115
             self.hooks = [
                 run.optimizer.register_step_pre_hook(lambda *_: self.before_step()),
@@ -139,14 +145,17 @@ class Journal:
         """The time until the next update is time spent on training."""
         self.began = time.perf_counter()
 
+    def remember(self, records: list[dict]) -> None:
+        """What is needed of these records later on: the batches, and the last update on each of those tracked."""
+        self.seen |= seen(records)
+        self.tracked |= {record["batch"]: record for record in updates(records) if record["batch"] in self.tracked}
+
     def record(self, **record) -> None:
-        """One line of metrics.jsonl; NaN and the infinities, which JSON does not know, as null."""
+        """One line of metrics.jsonl."""
         if not self.file:
             return
-        finite = {name: None if value in (math.inf, -math.inf) or value != value else value  # NaN differs from itself
-                  for name, value in record.items()}  # fmt: skip
-        self.records.append(finite)
-        line = json.dumps(finite).encode() + b"\n"
+        self.remember([record])
+        line = json.dumps(finite(record)).encode() + b"\n"
         try:
             while line:
                 line = line[self.metrics.write(line) :]  # a disk that fills up takes a part of it
@@ -190,10 +199,8 @@ class Journal:
     def forgetting(self) -> None:
         """Score some batches met before again."""
         run, stream, found = self.run, self.run.stream, []
-        tracked = {int(i * (stream.n_batches - 1) / (TRACKED - 1)) for i in range(TRACKED)}
-        last = {record["batch"]: record for record in updates(self.records) if record["batch"] in tracked}
-        for batch, record in sorted(last.items()):
-            if batch != stream.batch:
+        for batch, record in sorted(self.tracked.items()):
+            if record and batch != stream.batch:
                 rows = batch * stream.batch_size + np.arange(stream.batch_size)
                 x, y = (copy_to_device(part, run.device) for part in stream.blocks(rows))
                 with torch.no_grad(), run.autocast:
@@ -208,7 +215,7 @@ class Journal:
             return
         pairs = {uid: score["accuracy"] for uid, score in scores.pairs.items()} if scores.pairs else None
         self.record(update=self.run.update, val_loss=scores.val_loss, toy=scores.toy, pairs=pairs)
-        batches = f", {len(seen(self.records))} of {self.run.stream.n_batches} batches seen"
+        batches = f", {len(self.seen)} of {self.run.stream.n_batches} batches seen"
         self.bar.write(f"update {self.run.update:5}: {scores}{batches}")
 
     def close(self) -> None:

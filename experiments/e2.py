@@ -122,7 +122,7 @@ def step_lengths(alphas: list[float], fixed: range, on: str, beta2: float, seed:
     run.folder, run.alpha, run.end = None, Given(alphas, fixed), len(alphas)  # nothing is scored or saved
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(journal.Journal(run, Path(folder))) as kept:
         train.train(run, kept, [])
-        return [record["step_norm"] for record in kept.records]
+        return [record["step_norm"] for record in journal.read(Path(folder))]
 
 
 WARM, RISE, AFTER = 60, 80, 100  # updates before alpha moves, while it rises to 10 and falls, and after

@@ -270,8 +270,20 @@ def test_norms_tell_how_far_step_pull_and_anchor_are(flags, tmp_path):
 def test_numbers_that_json_does_not_know_are_null_in_the_record(flags, tmp_path):
     state = train.start(get_args([*flags, f"--out={tmp_path / 'none'}"]))
     with contextlib.closing(journal.Journal(state, tmp_path)) as record:
-        record.record(update=1, val_loss=math.nan, toy=math.inf, pairs={"a": 50.0})
-    assert journal.read(tmp_path) == [{"update": 1, "val_loss": None, "toy": None, "pairs": {"a": 50.0}}]
+        record.record(update=1, val_loss=math.nan, toy=math.inf, pairs={"a": 50.0, "b": math.nan})
+        record.record(update=1, forgetting=[[0, 9, 5.5, math.nan], [1, 8, 5.5, 6.0]])
+    first, second = journal.read(tmp_path)
+    assert first == {"update": 1, "val_loss": None, "toy": None, "pairs": {"a": 50.0, "b": None}}
+    assert second["forgetting"][0] == [0, 9, 5.5, None] and journal.forgetting([second]) == [[1, 8, 5.5, 6.0]]
+
+
+def test_what_a_journal_remembers_does_not_grow_with_the_run(flags, tmp_path):
+    state = train.start(get_args([*flags, f"--out={tmp_path / 'none'}"]))
+    with contextlib.closing(journal.Journal(state, tmp_path)) as record:
+        for update in range(500):
+            record.record(update=update, batch=update % 19, loss=1.0)
+        assert len(record.seen) == 19 and len(record.tracked) == journal.TRACKED
+        assert record.tracked[18]["update"] == 493 and not hasattr(record, "records")
 
 
 def test_a_goal_that_is_too_low_is_said_and_a_better_one_suggested(flags, tmp_path, capsys):
