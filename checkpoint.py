@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ import torch
 
 import flags
 import journal
+from model import Config
+from tasks import TASKS
 
 if TYPE_CHECKING:
     from data import Corpus
@@ -39,6 +42,9 @@ CONFIG = "config.json"
 AVERAGE = "average.pt"
 TOKENIZER = "tokenizer.json"
 LOCK = "lock"
+# What else stands in a run's folder, to the letter: what a run that is replaced takes with it.
+OWN = re.compile(rf"(checkpoint(-previous)?|average|weights-\d+)\.pt|average\.json|{re.escape(journal.FILE)}|"
+                 rf"eval-({'|'.join(TASKS)})(-average)?\.jsonl?")  # fmt: skip
 MARK, DIGEST_SIZE = b"blake2b:", 16  # at the end of every file, the digest after the mark
 
 
@@ -50,16 +56,21 @@ class CheckpointError(ValueError):
 
 
 def choose(args: argparse.Namespace) -> Path:
-    """The run folder: --out, or the next free number. Raises ValueError if --out holds a run that would be lost."""
+    """The run folder: --out, or the next free number. Raises ValueError if --out holds what would be lost."""
     if args.out is None:
         name = f"{args.mode}-p{args.p}" if args.mode == "bcp" else args.mode
         taken = [path.name.removeprefix(f"{name}-") for path in Path("out").glob(f"{name}-*")]
         return Path("out") / f"{name}-{1 + max((int(n) for n in taken if n.isdecimal()), default=0)}"
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out={args.out}: is a file; give a folder")
-    holds_run = any((args.out / name).exists() for name in (CONFIG, NAME, journal.FILE))
-    if holds_run and not (args.resume or args.overwrite):
-        raise ValueError(f"--out={args.out}: holds a run; add --resume to go on with it or --overwrite to replace it")
+    begun = {LOCK, f"{CONFIG}.part"}  # what a run that was killed at once leaves
+    if args.out.exists() and not {path.name for path in args.out.iterdir()} <= begun:
+        try:
+            _read_config(args.out)
+        except CheckpointError:
+            raise ValueError(f"--out={args.out}: is not empty and holds no run; give a new folder") from None
+        if not (args.resume or args.overwrite):
+            raise ValueError(f"--out={args.out}: holds a run; add --resume to go on or --overwrite to replace it")
     return args.out
 
 
@@ -79,9 +90,8 @@ def begin(folder: Path, args: argparse.Namespace, model: torch.nn.Module, corpus
     """Write config.json and the tokenizer. A run that is replaced goes only now, when everything else is in order."""
     if args.out:
         choose(args)  # once more: another process may have made a run there while the text was prepared
-    for pattern in (CONFIG, "checkpoint*.pt", journal.FILE, "average.*", "weights-*.pt", "eval-*", "*.part"):
-        for file in folder.glob(pattern):
-            file.unlink()
+    for file in [file for file in folder.iterdir() if OWN.fullmatch(file.name.removesuffix(".part"))]:
+        file.unlink()
     config = {
         "flags": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "model": dataclasses.asdict(model.config),
@@ -90,8 +100,8 @@ def begin(folder: Path, args: argparse.Namespace, model: torch.nn.Module, corpus
         "corpus": {"folder": str(corpus.folder), **corpus.meta},
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
     }
-    shutil.copyfile(corpus.folder / TOKENIZER, folder / TOKENIZER)
     write_config(folder, config)
+    write(folder / TOKENIZER, (corpus.folder / TOKENIZER).read_bytes())
 
 
 @contextlib.contextmanager
@@ -130,7 +140,11 @@ def save(file: Path, state: dict, previous: Path | None = None) -> None:
     if previous is not None and file.exists():
         link = _part(previous)
         link.unlink(missing_ok=True)
-        os.link(file, link)  # so that at no moment there is no checkpoint
+        try:
+            os.link(file, link)  # so that at no moment there is no checkpoint
+        except OSError:  # a file system without hard links
+            with _written(previous) as f, open(file, "rb") as old:
+                shutil.copyfileobj(old, f)
         os.replace(link, previous)
     os.replace(_part(file), file)
 
@@ -142,14 +156,22 @@ def _part(file: Path) -> Path:
 @contextlib.contextmanager
 def _written(file: Path) -> Iterator[BinaryIO]:
     """Write beside `file`; in the end it is on the disk, to be renamed. After an OSError nothing is left of it."""
+    _part(file).unlink(missing_ok=True)
     try:
-        with open(_part(file), "w+b") as f:
+        with open(_part(file), "x+b") as f:  # not through a symbolic link
             yield f
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:
         _part(file).unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(file)) from None
+
+
+def write(file: Path, content: bytes) -> None:
+    """Replace a file. Raises OSError, the old one then still whole."""
+    with _written(file) as f:
+        f.write(content)
+    os.replace(_part(file), file)
 
 
 def _save_tensors(state: dict, f: BinaryIO) -> None:
@@ -172,7 +194,7 @@ def load(file: Path) -> dict:
                 f"{file}: damaged or not a checkpoint of this program; take a copy of it, if there is one"
             )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception:  # the digest is right, but anybody can make one; torch refuses code in a dozen ways
         raise CheckpointError(
             f"{file}: not a checkpoint of this program, or one that would run code: refused"
@@ -196,39 +218,67 @@ def _digest_of(file: Path) -> bytes:
 
 def fill(module: torch.nn.Module, state: dict, file: Path) -> None:
     """Put saved weights into `module`. Raises CheckpointError, naming the first one whose name or size does not fit."""
-    own = module.state_dict()
-    for name in own.keys() | state.keys():
-        shapes = [tuple(weights[name].shape) if name in weights else None for weights in (own, state)]
-        if shapes[0] != shapes[1]:
-            raise CheckpointError(
-                f"{file}: a checkpoint of other sizes, {name} is {shapes[1]} there and {shapes[0]} by the run's "
-                f"{CONFIG}; the two must be of one run"
-            )
+    check(state, module.state_dict(), file)
     module.load_state_dict(state)
 
 
+def fill_moments(optimizer: torch.optim.AdamW, state: dict, file: Path) -> None:
+    """Put saved moments into AdamW, whose fused step reads beyond any that are too small. Raises CheckpointError."""
+    W = [w for group in optimizer.param_groups for w in group["params"]]
+    own = {i: {"step": torch.zeros(()), "exp_avg": w, "exp_avg_sq": w} for i, w in enumerate(W)}
+    check(state.get("state"), own, file, "moments")
+    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check(saved: object, own: object, file: Path, name: str = "") -> None:
+    """Compare the parts of something saved with those it is to replace: names, types, and sizes of tensors.
+
+    Raises CheckpointError, naming the first that does not fit.
+    """
+    there, here = _parts(saved, name), _parts(own, name)
+    for part in here | there:
+        if there.get(part) != here.get(part):
+            raise CheckpointError(f"{file}: a checkpoint of other sizes, {part} is {there.get(part)} there and "
+                                  f"{here.get(part)} by the run's {CONFIG}; the two must be of one run")  # fmt: skip
+
+
+def _parts(x: object, name: str) -> dict[str, str]:
+    if isinstance(x, dict | list):
+        inside = x.items() if isinstance(x, dict) else enumerate(x)
+        return {k: v for key, part in inside for k, v in _parts(part, f"{name}.{key}".lstrip(".")).items()}
+    plain = isinstance(x, torch.Tensor) and x.layout == torch.strided and x.is_contiguous()
+    return {name: f"{x.dtype} {tuple(x.shape)}" if plain else type(x).__name__}
+
+
 def write_config(folder: Path, config: dict) -> None:
-    with _written(folder / CONFIG) as f:
-        f.write((json.dumps(config, indent=1) + "\n").encode())
-    os.replace(_part(folder / CONFIG), folder / CONFIG)
+    write(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 
 def read_config(folder: Path) -> dict:
     """The config.json of a run. Raises CheckpointError if it is missing or damaged, or the tokenizer beside it is."""
-    try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{folder}: no run there (no {CONFIG}); give a folder that train.py wrote") from None
-    except ValueError:
-        raise CheckpointError(f"{folder / CONFIG}: damaged, not JSON") from None
-    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("flags", "model")):
-        raise CheckpointError(f"{folder / CONFIG}: damaged, without the flags and the model of a run")
+    config = _read_config(folder)
     try:
         known, tokenizer = config["corpus"]["files"]["tokenizer.json"]["blake2b"], folder / "tokenizer.json"
     except (KeyError, TypeError):
         return config  # made by hand, say
     if tokenizer.is_file() and _digest_of(tokenizer).hex() != known:
         raise CheckpointError(f"{tokenizer} is damaged or of another run; its own is in the prepared corpus too")
+    return config
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{folder}: no run there (no {CONFIG}); give a folder that train.py wrote") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{folder / CONFIG}: damaged, not JSON") from None
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), dict) for name in ("flags", "model")):
+        raise CheckpointError(f"{folder / CONFIG}: damaged, without the flags and the model of a run")
+    try:
+        Config(**config["model"])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not of a run that train.py wrote ({error})") from None
     return config
 
 
@@ -256,12 +306,14 @@ def load_run(folder: Path, args: argparse.Namespace, text: dict) -> dict:
         there = (folder / PREVIOUS).exists()
         remedy = f"; to go on from the one before it, put {PREVIOUS} in its place" if there else ""
         raise CheckpointError(f"{error}{remedy}") from None
-    if not isinstance(state.get("run"), dict):
+    if not all(isinstance(state.get(name), dict) for name in ("run", "model", "optimizer", "alpha", "stream")):
         raise CheckpointError(f"{file}: not a checkpoint to go on from, or one of an older version")
     if changed := flags.different(args, state["run"]["flags"]):
         raise CheckpointError(f"{file}: of another run, by {CONFIG}: it has {changed}; put back its own")
-    if state["run"]["text"] != text:
-        raise CheckpointError(f"--data={args.data}: not the text that {folder} was trained on")
+    known = state["run"]["text"]  # an older run does not know the order
+    if {name: text.get(name) for name in known} != known:
+        raise CheckpointError(f"{file}: of another run, or --data={args.data} is not the text that it was trained on, "
+                              "or not in its order (by --aoa-file, say)")  # fmt: skip
     if not (folder / TOKENIZER).is_file():
         raise CheckpointError(f"{folder / TOKENIZER}: missing; copy it from the prepared text")
     return state
@@ -274,7 +326,7 @@ def go_on(folder: Path, update: int, args: argparse.Namespace, kept: set[int]) -
         if at > update or at not in kept:
             file.unlink()
     config = read_config(folder)
-    config["flags"]["epochs"] = args.epochs  # it may have been raised
+    config["flags"] |= {name: getattr(args, name) for name in {"epochs"} | flags.FILES}  # raised, or moved
     write_config(folder, config)
 
 
@@ -295,9 +347,7 @@ def cut_metrics(folder: Path, update: int) -> None:
             f"{file}: ends at update {reached}, before the checkpoint's {update}; put it back, or make it an empty "
             "file to go on without the record so far"
         )
-    with _written(file) as f:
-        f.writelines(json.dumps(record).encode() + b"\n" for record in kept)
-    os.replace(_part(file), file)
+    write(file, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
 
 
 # --- Weights of evaluations (--keep-weights) --------------------------------------------------------------------------
@@ -310,4 +360,5 @@ def save_weights(folder: Path, update: int, state: dict) -> None:
 
 def kept_weights(folder: Path) -> list[tuple[int, Path]]:
     """Updates and files of the weights that were kept, in order."""
-    return sorted((int(file.stem.removeprefix("weights-")), file) for file in folder.glob("weights-*.pt"))
+    return sorted((int(file.stem.removeprefix("weights-")), file) for file in folder.glob("weights-*.pt")
+                  if OWN.fullmatch(file.name))  # fmt: skip

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong flag is answered at once.
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import terminal
@@ -25,6 +26,7 @@ DEFAULT_C = {1: 0.15, 2: 0.1}
 KEEP = ("evaluations", "words", "shares")
 # Words, in millions, after which the challenge wants checkpoints, and the paper averaged them (section 3.3).
 MILESTONES = (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
+MODES = ("random", "curriculum", "curriculum-repeat", "bcp", "lfr")
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 # What --recipe sets, unless a flag says otherwise; a function where it depends on the mode or on p.
 RECIPES = {
@@ -42,8 +44,10 @@ RECIPES = {
 RECIPES["within-reach"] = RECIPES["poster"] | {
     "p": 2, "order": "random", "leave_at_goal": True, "patience": 1, "goal_rel": 0.98
 }  # fmt: skip
-# Flags which may differ when a run is resumed: none of them changes what is computed.
+# Flags which may differ when a run is resumed: none of them changes what is computed, but for rounding (device,
+# compile). Nor do names of files: a checkpoint knows the text, and its order, by their digests.
 FREE = {"resume", "overwrite", "out", "max_updates", "save_every", "device", "compile", "cache"}
+FILES = {"data", "aoa_file"}
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -72,9 +76,10 @@ def number(kind: type, least: float, most: float = math.inf, above: bool = False
     def parse(text: str) -> float:
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and least <= value <= most) or (above and value == least):
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError):  # the latter of hundreds of digits
+            finite = False
+        if not (finite and least <= value <= most) or (above and value == least):
             raise argparse.ArgumentTypeError(f"{text!r}: must be {wanted}")
         return value
 
@@ -101,7 +106,7 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
 
     # fmt: off
     add = parser.add_argument_group("what most runs need").add_argument
-    add("--mode", choices=("random", "curriculum", "curriculum-repeat", "bcp", "lfr"), default="bcp",
+    add("--mode", choices=MODES, default="bcp",
         help="random: each batch once, in a new order in every pass; curriculum: each batch once, easy to hard; "
         "curriculum-repeat: each batch several times in a row; bcp: each until alpha has converged; lfr: all, then the "
         "hardest blocks, then all, in cycles")
@@ -219,6 +224,8 @@ def get_args(argv: list[str] | None = None, description: str | None = None) -> a
         args = parser.parse_args(argv)
     if args.resume:
         args = resumed(parser, args, argv)
+    elif args.out == Path():
+        parser.error("argument --out: is empty, or the working folder itself; give another")
     if args.mode == "lfr" and args.replay:
         parser.error("argument --replay: not with --mode=lfr, whose batches are drawn anew; give one of the two")
     if args.mode == "lfr" and args.stream:
@@ -227,6 +234,10 @@ def get_args(argv: list[str] | None = None, description: str | None = None) -> a
         parser.error("argument --stream: --replay needs a buffer then; add its size, such as --buffer-tokens=16384")
     if args.aoa_file and args.difficulty != "composite":
         parser.error("argument --aoa-file: nothing else reads it; add --difficulty=composite, or leave it out")
+    for action in parser._actions if not args.resume else ():
+        of = action.help.partition(":")[0]  # the mode that reads the flag, or something else
+        if of in MODES and of != args.mode and action.dest != "mode" and getattr(args, action.dest) != action.default:
+            print(f"train.py: {action.option_strings[0]} is read with --mode={of} only", file=sys.stderr)
     return args
 
 
@@ -238,14 +249,13 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: lis
         parser.error("argument --resume: goes on with a run, --overwrite replaces it; give one of the two")
     import checkpoint
 
-    if not (args.out / checkpoint.CONFIG).exists():
-        return args  # nothing to go on with yet: a new run
     try:
         saved = checkpoint.read_config(args.out)["flags"]
     except ValueError as error:
         parser.error(f"argument --resume: {error}")
     own = {name: value for name, value in saved.items() if name in vars(args) and name not in ("resume", "overwrite")}
-    parser.set_defaults(**{name: value for name, value in own.items() if name != "out"})
+    own = {name: value if value in (None, True, False) else str(value) for name, value in own.items() if name != "out"}
+    parser.set_defaults(**own)  # what is a string is parsed, and so checked
     args = parser.parse_args(argv)
     changed = different(args, saved)
     if changed:
@@ -255,7 +265,7 @@ def resumed(parser: argparse.ArgumentParser, args: argparse.Namespace, argv: lis
 
 def of_result(args: argparse.Namespace) -> dict:
     """The flags that a run's result depends on."""
-    return {name: value for name, value in vars(args).items() if name not in FREE}
+    return {name: value for name, value in vars(args).items() if name not in FREE | FILES}
 
 
 def different(args: argparse.Namespace, saved: dict) -> str:
@@ -265,7 +275,7 @@ def different(args: argparse.Namespace, saved: dict) -> str:
     learning rate does not depend on them.
     """
     own, defaults = of_result(args), vars(get_parser().parse_args([]))
-    saved = {name: value for name, value in saved.items() if name not in FREE}
+    saved = {name: value for name, value in saved.items() if name not in FREE | FILES}
     names = [n for n in own if own[n] != saved.get(n, own[n] if defaults[n] is None else defaults[n])]
     names += [name for name in saved if name not in own and name not in defaults]
     if args.lr_schedule == "constant" and args.epochs > saved.get("epochs", args.epochs):
@@ -313,6 +323,8 @@ def n_replayed(args: argparse.Namespace) -> int:
 def check_rows(args: argparse.Namespace, processes: int) -> None:
     """Raises ValueError if a batch's rows do not share out among parts and processes."""
     new, old = args.batch_size - n_replayed(args), n_replayed(args)
+    if args.replay and not old:
+        raise ValueError(f"--replay={args.replay}: is no row of --batch-size={args.batch_size}; give a larger share")
     if any(rows % (args.grad_accum * processes) for rows in (new, old)):
         what = f"--batch-size={args.batch_size}" + (", its new rows and its replayed ones" if args.replay else "")
         share = f" in each of {processes} processes" if processes > 1 else ""

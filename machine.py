@@ -88,9 +88,10 @@ def copy_to_host(x: Tensor) -> Callable[[], float | list[float]]:
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """A list that the signals asking a run to end are put into, so that it can save first."""
+    """A list that the signals asking a run to end are put into, so that it can save first; ignored ones stay so."""
     received: list[int] = []
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # of nohup, for example
     old = {number: signal.signal(number, lambda n, _: received.append(n)) for number in numbers}
     try:
         yield received

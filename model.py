@@ -31,6 +31,9 @@ class Config:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        for name, size in list(vars(self).items())[:6]:  # a file may say anything
+            if type(size) is not int or not 1 <= size <= 100_000:
+                raise ValueError(f"--{name.replace('_', '-')}={size}: must be a whole number from 1 to 100000")
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
             raise ValueError(f"--n-embd={self.n_embd}: must be an even multiple of --n-head={self.n_head}")
         if self.n_head % self.n_kv_head:

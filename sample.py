@@ -5,7 +5,6 @@ ends its line.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from flags import device_name, new_parser, number
@@ -43,8 +42,11 @@ def generate(
     device, new = model.model.norm.weight.device, []
     while len(new) < max_tokens:
         logits = model(torch.tensor([tokens + new], device=device))[0, -1].float().cpu()  # (V,)
+        if not logits.isfinite().all():
+            raise ValueError("the weights give no finite numbers; train with a lower --lr")
         values, candidates = logits.topk(min(top_k, len(logits)))
-        choice = 0 if temperature == 0 else torch.multinomial((values / temperature).softmax(0), 1, generator=random)
+        p = (values / max(temperature, 1e-6)).softmax(0)  # colder is no other, and 0 in float32
+        choice = 0 if temperature == 0 else torch.multinomial(p, 1, generator=random)
         if (token := int(candidates[choice])) == eot:
             break
         new.append(token)
@@ -54,17 +56,14 @@ def generate(
 def main(args: argparse.Namespace) -> None:
     try:
         model, tokenizer, _ = evaluate.load_run(args.run, pick_device(args.device))
+        eot = model.config.vocab_size - 1
+        start = [eot, *tokenizer.encode_ordinary(args.prompt)]
+        for i in range(args.samples):
+            new = generate(model, start, args.max_tokens, args.temperature, args.top_k, eot, args.seed + i)
+            print(tokenizer.decode(start[1:] + new))
     except ValueError as error:
         get_parser().error(str(error))
-    eot = model.config.vocab_size - 1
-    start = [eot, *tokenizer.encode_ordinary(args.prompt)]
-    for i in range(args.samples):
-        new = generate(model, start, args.max_tokens, args.temperature, args.top_k, eot, args.seed + i)
-        print(tokenizer.decode(start[1:] + new))
 
 
 if __name__ == "__main__":
-    try:
-        main(ARGS)
-    except OSError as error:
-        sys.exit(f"sample.py: {error}")
+    main(ARGS)

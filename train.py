@@ -10,7 +10,9 @@ number of times), and by nothing else. The loop is `train`; what it calls, set-u
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import math
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -45,6 +47,7 @@ class Run:
     device: torch.device
     corpus: data.Corpus
     validation: tuple[np.ndarray, np.ndarray]  # inputs and targets, (N, T)
+    text: dict  # digests of the text and of its order: what a checkpoint knows it by
     text_tokens: int  # of the whole training text
     budget: int  # U, updates: the same in every regime, whatever share of the text and of the rows is new
     end: int  # where this run stops: the budget, or --max-updates before it
@@ -199,21 +202,30 @@ def look(run: Run, journal: Journal, stop: float = False) -> None:
         anchor = run.anchor if run.alpha.repeats else []  # between two batches the anchor is W itself
         state = {"model": model.state_dict(), "optimizer": run.optimizer.state_dict(), "anchor": anchor,
                  "alpha": dataclasses.asdict(run.alpha), "stream": run.stream.state(), "update": run.update,
-                 "seconds": run.seconds, "run": checkpoint.identity(args, run.corpus.meta["files"])}  # fmt: skip
+                 "seconds": run.seconds, "run": checkpoint.identity(args, run.text)}  # fmt: skip
         checkpoint.save_run(run.folder, state)
     journal.start_clock()
 
 
 def restore(run: Run) -> None:
     """Put the run where its checkpoint stands. Raises CheckpointError if it is damaged or of another run."""
-    state = checkpoint.load_run(run.folder, run.args, run.corpus.meta["files"])
-    checkpoint.fill(run.model, state["model"], run.folder / checkpoint.NAME)
-    run.optimizer.load_state_dict(state["optimizer"])
+    file, alpha = run.folder / checkpoint.NAME, dataclasses.asdict(run.alpha)
+    state = checkpoint.load_run(run.folder, run.args, run.text)
+    checkpoint.fill(run.model, state["model"], file)
+    checkpoint.fill_moments(run.optimizer, state["optimizer"], file)
+    own = [alpha, run.stream.state(), 0, 0.0]  # an older alpha may know less
+    saved = [alpha | state["alpha"], state["stream"] | {"hardest": None}, state.get("update"), state.get("seconds")]
+    checkpoint.check(saved, own, file, "alpha, stream, update, seconds")
+    run.alpha = type(run.alpha)(**state["alpha"])
+    checkpoint.check(state.get("anchor"), run.anchor if run.alpha.repeats else [], file, "anchor")
     for anchor, saved in zip(run.anchor, state["anchor"], strict=False):
         anchor.copy_(saved)
-    run.alpha = type(run.alpha)(**state["alpha"])
-    run.stream.load_state(state["stream"])
     run.update, run.seconds = state["update"], state["seconds"]
+    try:
+        run.stream.load_state(state["stream"])
+        run.stream.blocks()
+    except (LookupError, TypeError, ValueError):
+        raise checkpoint.CheckpointError(f"{file}: damaged, it stands at no batch of the text") from None
     machine.wait_for_all()  # until all have read what the first may now change
     if is_first() and run.update < run.end:
         checkpoint.go_on(run.folder, run.update, run.args, run.kept)
@@ -238,6 +250,7 @@ def start(args: argparse.Namespace) -> Run:
         prepared = data.prepare(args.data, args.cache, vocab_size=args.vocab_size, propose=preset.vocab_size)
     corpus = data.open_prepared(prepared)
     stream = make_stream(corpus, args)
+    text = corpus.meta["files"] | {"order": hashlib.blake2b(stream.tokens, digest_size=16).hexdigest()}
     text_tokens = int(np.diff(corpus.line_start)[corpus.train_lines()].sum())
     budget = args.epochs * curriculum.count_batches(text_tokens, args.block_size, args.batch_size)
     args.eval_every = args.eval_every or math.ceil(budget / 8)
@@ -251,7 +264,7 @@ def start(args: argparse.Namespace) -> Run:
     end, forward = min(budget, args.max_updates or budget), machine.for_all_processes(model, compiled)
     kept = flags.updates_to_keep(args, budget, end, corpus.meta["n_words"] / corpus.meta["n_tokens"])
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
-    return Run(args, folder, device, corpus, validation, text_tokens, budget, end, kept, forward, autocast,
+    return Run(args, folder, device, corpus, validation, text, text_tokens, budget, end, kept, forward, autocast,
                model, adamw(model, args), anchor, alpha, stream)  # fmt: skip
 
 
@@ -262,6 +275,9 @@ def make_stream(corpus: data.Corpus, args: argparse.Namespace) -> curriculum.Str
     if args.mode == "bcp" and args.goal is None:
         args.goal = round(curriculum.bigram_entropy(tokens, corpus.vocab_size), 2)
     new_rows, buffer = args.batch_size - flags.n_replayed(args), args.buffer_tokens
+    if args.data_share < 1 and not curriculum.count_batches(len(tokens), args.block_size, new_rows):
+        raise ValueError(f"--data-share={args.data_share:g}: leaves {len(tokens):,} tokens, too few for a batch of "
+                         f"--batch-size={args.batch_size} x --block-size={args.block_size}; give more")  # fmt: skip
     return curriculum.Stream(tokens, args.block_size, new_rows, reshuffle=args.order == "random", seed=args.seed,
                              focus=args.mode == "lfr", once=args.stream,
                              buffer=None if buffer is None else buffer // args.block_size)  # fmt: skip
@@ -309,9 +325,10 @@ def main(args: argparse.Namespace) -> int:
 
 def go(run: Run) -> int:
     """Train the run, or what is left of it; returns the program's exit status."""
-    scoring, to_go_on = f"python evaluate.py {run.folder}", f"to go on: python train.py --resume --out={run.folder}"
+    scoring = "score it with: " + shlex.join(["python", "evaluate.py", str(run.folder)])
     if run.update >= run.end:
-        print(f"{run.folder} is finished after {run.update} updates; score it with: {scoring}")
+        more = f"; {to_go_on(run)}" if run.end < run.budget else ""
+        print(f"{run.folder} is finished after {run.update} updates; {scoring}{more}")
         return 0
     header(run)
     lost = (RuntimeError,) if n_processes() > 1 else ()  # what torch raises when another process has died
@@ -320,28 +337,29 @@ def go(run: Run) -> int:
             with contextlib.closing(Journal(run, run.folder if is_first() else None)) as journal:
                 stopped = train(run, journal, signals)
         except (OSError, FloatingPointError, *lost) as error:  # a full disk, say; what was saved before is whole
-            saved = f"; {to_go_on}" if (run.folder / checkpoint.NAME).exists() else "; nothing was saved yet"
+            saved = f"; {to_go_on(run)}" if (run.folder / checkpoint.NAME).exists() else "; nothing was saved yet"
             known = isinstance(error, OSError | FloatingPointError)
             trouble = error if known else f"another process of this run has ended ({data.one_line(error)})"
             print(f"train.py: {trouble}{saved}", file=sys.stderr)
             return 1
     if stopped:
         number = signals[0] if signals else signal.SIGTERM  # another process got it
-        print(f"\n{signal.Signals(number).name}: saved at update {run.update}; {to_go_on}")
+        print(f"\n{signal.Signals(number).name}: saved at update {run.update}; {to_go_on(run)}")
         return 128 + number
     if is_first():
         report(run)
-        print(f"\nthe run is in {run.folder}; score it with: {scoring}")
+        print(f"\nthe run is in {run.folder}; {scoring}")
     return 0
 
 
+def to_go_on(run: Run) -> str:
+    """How; a run that --max-updates has ended needs more of them."""
+    more = [f"--max-updates={run.budget}"] if run.update >= run.end else []
+    return "to go on: " + shlex.join(["python", "train.py", "--resume", f"--out={run.folder}", *more])
+
+
 if __name__ == "__main__":
-    try:
-        status = main(ARGS)
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-        sys.exit(status)
-    except OSError as error:
-        sys.exit(f"train.py: {error}")
-    except KeyboardInterrupt:  # while the text is being prepared; later on it is caught, and the run is saved
-        sys.exit(130)
+    status = main(ARGS)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    sys.exit(status)

@@ -1,7 +1,7 @@
-"""Kill trainings, damage their files, and see whether anything is lost or passes unnoticed.
+"""Kill trainings, close their terminals, damage their files, and see whether anything is lost or passes unnoticed.
 
-    python tests/chaos.py                                       # a minute on two cores
-    python tests/chaos.py --kills=5 --flips=20 --updates=500
+    python tests/chaos.py                                       # three minutes on two cores
+    python tests/chaos.py --kills=5 --stops=1 --flips=20 --updates=500
 
 Prints a table and ends with exit status 1 if any trial failed. Trainings run in processes of their own, forked from one
 that has imported torch already, which is all that distinguishes them from `python train.py`.
@@ -16,11 +16,13 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -60,7 +62,7 @@ REGIMES = {
 def program(*words: str | Path, folder: Path | None = None) -> tuple[int, str]:
     """Run `python train.py ...` or `python tools/export.py ...` in this process; its exit status and its stderr.
 
-    Any exception but SystemExit, which a user would see as a traceback, comes through.
+    Any exception that a user would see as a traceback comes through.
     """
     name, *flags = map(str, words)
     stderr, here = io.StringIO(), Path.cwd()
@@ -68,12 +70,18 @@ def program(*words: str | Path, folder: Path | None = None) -> tuple[int, str]:
     try:
         with (
             mock.patch.object(sys, "argv", [name, *flags]),
+            mock.patch.object(sys, "excepthook", sys.__excepthook__),  # terminal.py has another one
             contextlib.redirect_stderr(stderr),
             contextlib.redirect_stdout(io.StringIO()),
         ):
             try:
-                runpy.run_path(str(ROOT / name), run_name="__main__")
-                status = 0
+                try:
+                    runpy.run_path(str(ROOT / name), run_name="__main__")
+                    status = 0
+                except (OSError, KeyboardInterrupt):  # as the interpreter does it
+                    if sys.excepthook is sys.__excepthook__:
+                        raise
+                    sys.excepthook(*sys.exc_info())
             except SystemExit as end:
                 status = end.code
                 if isinstance(status, str):  # as the interpreter does it
@@ -84,14 +92,22 @@ def program(*words: str | Path, folder: Path | None = None) -> tuple[int, str]:
     return status or 0, stderr.getvalue()
 
 
-def training(flags: list[str], log: Path) -> None:
-    """`python train.py FLAGS`, in a process of its own; what it prints goes to `log`."""
+def training(flags: list[str], log: Path, around: Callable[[], None] | None = None) -> None:
+    """`python train.py FLAGS`, in a process of its own; what it prints goes to `log`, or where `around` puts it."""
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if around:
+        around()
     import train
 
-    sys.exit(train.main(get_args(flags)))
+    sys.argv = ["train.py", *flags]
+    sys.exit(train.main(get_args()))
+
+
+def evaluation(run: Path) -> None:
+    """`python evaluate.py RUN`, in a process of its own."""
+    sys.exit(program("evaluate.py", run, "--device=cpu")[0])
 
 
 def warm_up() -> None:
@@ -101,14 +117,15 @@ def warm_up() -> None:
     process.join()
 
 
-def start(flags: list[str], out: Path) -> multiprocessing.Process:
-    process = FORKS.Process(target=training, args=([*flags, f"--out={out}"], out.with_name(f"{out.name}.log")))
+def start(flags: list[str], out: Path, around: Callable[[], None] | None = None) -> multiprocessing.Process:
+    log = out.with_name(f"{out.name}.log")
+    process = FORKS.Process(target=training, args=([*flags, f"--out={out}"], log, around))
     process.start()
     return process
 
 
-def finish(flags: list[str], out: Path) -> bool:
-    process = start(flags, out)
+def finish(flags: list[str], out: Path, around: Callable[[], None] | None = None) -> bool:
+    process = start(flags, out, around)
     process.join()
     return process.exitcode == 0
 
@@ -205,8 +222,126 @@ def kills(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
         updates = journal.updates(lines(whole[name]))
         reached = len(journal.updates(lines(out)))
         counts["within a batch's repeats"] += 0 < reached < len(updates) and updates[reached]["repeat"] > 1
-        counts["identical"] += finish([*mine, "--resume"], out) and same_run(whole[name], out)
+        resume = ["--resume"] if (out / checkpoint.CONFIG).exists() else []
+        counts["identical"] += finish([*mine, *resume], out) and same_run(whole[name], out)
     return counts
+
+
+# --- What a training is started in ------------------------------------------------------------------------------------
+
+
+def in_terminal(name: str) -> None:
+    """Lead a session whose terminal this is: when it is closed, the system sends SIGHUP."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)
+
+
+def in_terminal_with_nohup(name: str) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    in_terminal(name)
+
+
+def with_signals_ignored() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def with_a_dead_pipe() -> None:
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    os.close(reader)
+
+
+def without_hard_links() -> None:
+    def link(*names) -> None:
+        raise PermissionError(1, "Operation not permitted", *names)
+
+    os.link = link
+
+
+def no_stderr() -> None:
+    os.close(2)
+    sys.stderr = None
+
+
+# How a training is started -> the exit status when something has happened to it in the middle
+STARTS: dict[Callable[..., None], int] = {
+    in_terminal: 128 + signal.SIGHUP, in_terminal_with_nohup: 0, with_signals_ignored: 0, with_a_dead_pipe: 0,
+    no_stderr: 0, without_hard_links: -signal.SIGKILL,
+}  # fmt: skip
+
+
+def stops(n: int, folder: Path, seed: int = 0) -> dict[str, list[int]]:
+    """Start trainings in each of these ways, n of each, and close the terminal, send the signals, or kill them, at a
+    random update. Of each way: how many were tried, and how many ended with the right status and, gone on with if they
+    had not, as the undisturbed run."""
+    rng, flags, counts = random.Random(seed), [*flags_for(folder), *SHORT, *REGIMES["bcp, p = 1"]], {}
+    warm_up()
+    if not finish(flags, whole := folder / "whole"):
+        raise RuntimeError(f"the undisturbed run failed, see {whole}.log")
+    for around, status in STARTS.items():
+        name = around.__name__.replace("_", " ")
+        counts[name] = [0, 0]
+        for trial in range(n):
+            out, place = folder / f"{around.__name__}-{trial}", rng.choice(places(whole, repeated=False)[1:-5])
+            ours, theirs = os.openpty()
+            os.set_blocking(ours, False)
+            terminal = "terminal" in name
+            process = start(flags, out, partial(around, os.ttyname(theirs)) if terminal else around)
+
+            def reached() -> bool:
+                with contextlib.suppress(OSError):
+                    os.read(ours, 1 << 16)  # noqa: B023
+                metrics = out / journal.FILE  # noqa: B023
+                return metrics.exists() and metrics.stat().st_size >= place  # noqa: B023
+
+            wait(process, reached)
+            os.close(theirs)
+            os.close(ours)
+            if around is with_signals_ignored:
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    os.kill(process.pid, number)
+            if around is without_hard_links:
+                process.kill()
+            process.join()
+            right = process.exitcode == status
+            if right and status:
+                right = finish(["--resume"], out, None if terminal else around)
+            counts[name][0] += 1
+            counts[name][1] += right and same_run(whole, out)
+    return counts
+
+
+def kills_of_evaluation(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """Kill n evaluations, then evaluate again; how many gave the scores of an undisturbed one."""
+    rng, run, counts = random.Random(seed), folder / "run", {"kills": 0, "identical": 0}
+    warm_up()
+    if not finish([*flags_for(folder), *SHORT, "--max-updates=6"], run):
+        raise RuntimeError(f"the run to score failed, see {run}.log")
+    before, began = content(run), time.perf_counter()
+    evaluate(run)
+    seconds, whole = time.perf_counter() - began, content(run)
+    for _ in range(n):
+        for name in whole.keys() - before.keys():
+            (run / name).unlink()
+        process = FORKS.Process(target=evaluation, args=(run,))
+        process.start()
+        time.sleep(rng.uniform(0.2, 1) * seconds)
+        process.kill()
+        process.join()
+        counts["kills"] += 1
+        counts["identical"] += evaluate(run) == 0 and content(run) == whole
+    return counts
+
+
+def evaluate(run: Path) -> int:
+    process = FORKS.Process(target=evaluation, args=(run,))
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 def kills_of_preparation(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
@@ -269,6 +404,49 @@ def flips(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
     return counts
 
 
+def forge(state: dict, rng: random.Random) -> str:
+    """Put something of another kind in the place of a random part of a checkpoint; which part it was."""
+    name, place = "", state
+    while True:
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        key = rng.choice([key for key in keys if name or key not in ("run", "seconds")])
+        name, part = f"{name}.{key}", place[key]
+        if isinstance(part, torch.Tensor):
+            shorter, longer = part.flatten()[: part.numel() // 2], part.repeat(2, *[1] * part.dim())
+            small = torch.zeros(()).expand(part.shape) if part.dim() else longer  # one number in memory
+            place[key] = rng.choice([shorter, longer, small, part.double()])
+            return name
+        if isinstance(part, dict | list) and part and "param_groups" not in name:
+            place = part
+            continue
+        if "param_groups" not in name and name != ".stream.hardest":
+            place[key] = rng.choice(["x", [1], {"x": 1}, None, 1 << 80 if isinstance(part, float) else 0.5])
+            return name
+        name, place = "", state
+
+
+def forgeries(n: int, folder: Path, seed: int = 0) -> dict[str, int]:
+    """Put something of another kind or size into a checkpoint, with the right digest, n times, and resume; how many
+    were noticed, in one line that names the file, with exit status 2 and every other byte as it was."""
+    rng, out, counts = random.Random(seed), folder / "run", {"forgeries": 0, "noticed": 0}
+    if not finish([*flags_for(folder), *SHORT, *REGIMES["bcp, p = 1"], "--max-updates=8"], out):
+        raise RuntimeError(f"the run to damage failed, see {out}.log")
+    whole = (out / checkpoint.NAME).read_bytes()
+    for _ in range(n):
+        state = checkpoint.load(out / checkpoint.NAME)
+        name = forge(state, rng)
+        checkpoint.save(out / checkpoint.NAME, state)
+        before = content(out)
+        status, stderr = program("train.py", "--resume", f"--out={out}", "--max-updates=12")
+        noticed = status == 2 and stderr.count("\n") == 1 and checkpoint.NAME in stderr and content(out) == before
+        if not noticed:
+            print(f"{name}: {status} {stderr}", file=sys.stderr)
+        counts["forgeries"] += 1
+        counts["noticed"] += noticed
+        (out / checkpoint.NAME).write_bytes(whole)
+    return counts
+
+
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -301,6 +479,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--kills", type=int, default=25, help="of trainings (default: 25)")
+    parser.add_argument("--stops", type=int, default=5, help="of each way to start a training (default: 5)")
     parser.add_argument("--flips", type=int, default=100, help="damaged files (default: 100)")
     parser.add_argument("--updates", type=int, default=2000, help="of the memory trial (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of moments and places (default: 0)")
@@ -314,7 +493,9 @@ def main() -> int:
 
     print("| trial | outcome |\n|---|---|")
     with tempfile.TemporaryDirectory(prefix="chaos-") as scratch:
-        folders = [Path(scratch) / name for name in ("kills", "preparation", "flips", "memory")]
+        folders = [
+            Path(scratch) / name for name in ("kills", "preparation", "flips", "memory", "stops", "scores", "forged")
+        ]
         for folder in folders:
             folder.mkdir()
         k = kills(args.kills, folders[0], args.seed)
@@ -335,6 +516,18 @@ def main() -> int:
             good,
             f"{f['noticed']} of {f['flips']} noticed and named, nothing overwritten",
         )
+        for name, (tried, held) in stops(args.stops, folders[4], args.seed).items():
+            row(
+                f"started {name}, then disturbed",
+                held == tried,
+                f"{held} of {tried} bit-identical, with the right status",
+            )
+        k = kills_of_evaluation(args.kills, folders[5], args.seed)
+        outcome = f"{k['identical']} of {k['kills']} the same files as undisturbed"
+        row("SIGKILL while evaluating, then again", k["identical"] == args.kills, outcome)
+        f = forgeries(args.flips, folders[6], args.seed)
+        outcome = f"{f['noticed']} of {f['forgeries']} noticed and named, nothing overwritten"
+        row("a checkpoint with another size or type inside, and the right digest", f["noticed"] == args.flips, outcome)
         m = memory(args.updates, folders[3])
         good = m["updates"] == args.updates and m["most"] <= 1.02 * m["first"]
         outcome = f"{m['first']:.0f} MB after 100, at most {m['most']:.0f} MB later ({m['most'] / m['first'] - 1:+.1%})"

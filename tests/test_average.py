@@ -101,7 +101,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(whole, started, tmp_path, monk
     run = shutil.copytree(whole, tmp_path / "run")
     capsys.readouterr()
     assert "--last=5: weights of 4 updates are kept" in refused(monkeypatch, capsys, run, "--last=5")
-    assert "--last: 0: must be at least 1" in refused(monkeypatch, capsys, run, "--last=0")
+    assert "--last: '0': must be a whole number of at least 1" in refused(monkeypatch, capsys, run, "--last=0")
     assert "no run there" in refused(monkeypatch, capsys, tmp_path / "nowhere", "--last=1")
     file = run / "weights-12.pt"
     file.write_bytes(file.read_bytes()[:-20])
@@ -111,3 +111,11 @@ def test_wrong_use_is_one_line_and_writes_nothing(whole, started, tmp_path, monk
     (run / "config.json").write_text(json.dumps(config))
     assert "gone" in refused(monkeypatch, capsys, run, "--last=1")
     assert not list(run.glob("average.*"))
+
+
+def test_weights_of_another_run_among_the_kept_ones_are_named(whole, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "weights-notes.pt").write_text("mine")
+    checkpoint.save_weights(run, 12, {"model.norm.weight": torch.zeros(3)})
+    capsys.readouterr()
+    assert "weights-12.pt: a checkpoint of other sizes" in refused(monkeypatch, capsys, run, "--last=2")

@@ -7,6 +7,7 @@ import pytest
 from conftest import NANO, ROOT, check_refusal, refused
 
 import data
+from flags import get_args
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,10 @@ import data
         ("--resume", "--resume: needs --out=FOLDER"),
         ("--goal", "--goal: expected one argument"),
         ("--epoch=3", "unrecognized arguments: --epoch=3"),
+        ("--out=", "--out: is empty"),
+        (f"--n-layer={'9' * 400}", "9': must be a whole number of at least 1"),
+        (f"--seed={'9' * 400}", "9': must be a whole number of at least 0 and at most"),
+        ("--lr=1e999", "--lr: '1e999': must be a number above 0"),
     ],
 )
 def test_wrong_flags_are_one_line_before_torch_is_imported(wrong, wanted):
@@ -47,6 +52,10 @@ def test_wrong_flags_are_one_line_before_torch_is_imported(wrong, wanted):
         (["--n-head=3"], "--n-embd=16: must be an even multiple of --n-head=3"),
         (["--grad-accum=3"], "--grad-accum=3: must divide --batch-size=16"),
         (["--out=FILE"], "is a file; give a folder"),
+        (["--resume"], "run: no run there (no config.json)"),
+        (["--n-layer=1000000000"], "--n-layer=1000000000: must be a whole number from 1 to"),
+        (["--replay=0.01"], "--replay=0.01: is no row of --batch-size=16; give a larger share"),
+        (["--data-share=0.001"], "--data-share=0.001: leaves"),
     ],
 )
 def test_wrong_inputs_are_one_line_and_leave_nothing_behind(flags, tmp_path, wrong, wanted):
@@ -58,6 +67,18 @@ def test_wrong_inputs_are_one_line_and_leave_nothing_behind(flags, tmp_path, wro
         wrong = [flag.replace(name, str(tmp_path / name)) for flag in wrong]
     refused(tmp_path, ["train.py", *flags, f"--out={out}", *wrong], wanted)
     assert not out.exists()
+
+
+def test_flags_of_another_mode_are_named(capsys):
+    get_args(["--mode=random", "--goal=3", "--patience=3", "--repeats=2"])
+    err = capsys.readouterr().err
+    assert "--goal is read with --mode=bcp only" in err
+    assert (
+        "--repeats is read with --mode=curriculum-repeat only" in err and "--patience" not in err
+    )  # that is its default
+    get_args(["--mode=random", "--recipe=paper"])
+    get_args(["--mode=curriculum-repeat", "--repeats=2"])
+    assert capsys.readouterr().err == ""
 
 
 def test_training_from_a_prepared_folder_needs_no_tokenizer_library(flags, text_file, cache, tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import ROOT, refused, run, weights
 import checkpoint
 import curriculum
 import journal
+import machine
 import train
 from flags import get_args
 from model import Config, Transformer
@@ -86,13 +88,60 @@ def test_a_signal_saves_and_leaves_cleanly(flags, tmp_path, number, status):
 
 def test_resume_without_a_checkpoint_starts_over_and_on_a_finished_run_says_so(flags, tmp_path, capsys):
     out = tmp_path / "run"
-    run(flags, out, "--resume", "--max-updates=3")  # nothing there yet
+    run(flags, out, "--max-updates=3")
     (out / "checkpoint.pt").unlink()
     updates, _ = run(flags, out, "--resume", "--max-updates=3")
     assert [u["update"] for u in updates] == [1, 2, 3]
     capsys.readouterr()
     run([], out, "--resume", "--max-updates=3")
     assert "is finished after 3 updates" in capsys.readouterr().out
+
+
+def test_the_line_that_says_how_to_go_on_is_a_command_that_does(flags, tmp_path, capsys):
+    out = tmp_path / "a run"
+    run(flags, out, "--epochs=1", "--max-updates=3")
+    capsys.readouterr()
+    run([], out, "--resume")
+    words = shlex.split(capsys.readouterr().out.split("to go on: ")[1])
+    assert words[:2] == ["python", "train.py"] and train.main(get_args(words[2:])) == 0
+    assert [u["update"] for u in journal.updates(journal.read(out))] == list(range(1, 20))
+
+
+def test_a_text_that_was_moved_is_known_by_its_digest(flags, tmp_path, text_file):
+    text = tmp_path / "here.txt"
+    text.write_bytes(text_file.read_bytes())
+    run([*flags, f"--data={text}"], tmp_path / "run", "--max-updates=3")
+    text = text.rename(tmp_path / "there.txt")
+    refused(tmp_path, resume(tmp_path / "run", "--max-updates=5"), "here.txt' is no corpus")
+    for reached in (5, 7):  # the second time it need not be said
+        run([], tmp_path / "run", "--resume", f"--max-updates={reached}", *([f"--data={text}"] if reached == 5 else []))
+    run(flags, tmp_path / "whole", "--max-updates=7")
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_ages_that_were_edited_are_noticed(flags, tmp_path):
+    pytest.importorskip("wordfreq")
+    ages, out = tmp_path / "ages.csv", tmp_path / "run"
+    ages.write_text("word,rating\nthe,2\nfox,4\n")
+    run(flags, out, "--difficulty=composite", f"--aoa-file={ages}", "--max-updates=2")
+    ages.write_text("word,rating\nthe,9\nfox,1\n")
+    refused(tmp_path, resume(out, "--max-updates=3"), "not in its order")
+    state = checkpoint.load(out / "checkpoint.pt")
+    del state["run"]["text"]["order"]  # an older run does not know it
+    checkpoint.save(out / "checkpoint.pt", state)
+    run([], out, "--resume", "--max-updates=3")
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_so():
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with machine.caught_signals() as caught:
+            for number in (signal.SIGHUP, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            assert caught == [signal.SIGTERM] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
 
 
 @pytest.mark.parametrize("mode", ["curriculum-repeat", "bcp"])
@@ -206,6 +255,23 @@ def test_a_checkpoint_is_never_half_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         checkpoint.save(file, {"x": torch.ones(3)})
     assert torch.equal(checkpoint.load(file)["x"], torch.zeros(3))
+
+
+def test_without_hard_links_the_checkpoint_before_is_a_copy(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(1, "Operation not permitted")))
+    names = [tmp_path / name for name in ("checkpoint.pt", "checkpoint-previous.pt")]
+    for i in range(3):
+        checkpoint.save(names[0], {"i": i}, previous=names[1])
+    assert [checkpoint.load(file)["i"] for file in names] == [2, 1] and len(list(tmp_path.iterdir())) == 2
+
+
+def test_nothing_is_written_through_a_symbolic_link(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.write_text("mine")
+    for name in ("checkpoint.pt", "checkpoint.pt.part"):
+        (tmp_path / name).symlink_to(theirs)
+    checkpoint.save(tmp_path / "checkpoint.pt", {"x": 1})
+    assert theirs.read_text() == "mine" and checkpoint.load(tmp_path / "checkpoint.pt") == {"x": 1}
 
 
 def test_every_flipped_bit_and_every_cut_of_a_checkpoint_is_noticed(tmp_path):
@@ -343,12 +409,16 @@ def test_a_run_that_another_process_made_while_the_text_was_prepared_is_not_repl
 def test_a_run_is_not_overwritten_unless_asked(flags, tmp_path):
     out = tmp_path / "run"
     run(flags, out, "--max-updates=3", "--keep-weights=evaluations")
-    (out / "eval-toy.json").write_text("{}")
+    foreign = ("eval-notes.md", "eval-notes.json", "checkpoint-best.pt", "weights-mine.pt", "mine.part", "average.txt")
+    for name in ("eval-toy.json", *foreign):
+        (out / name).write_text("{}")
+    assert [update for update, _ in checkpoint.kept_weights(out)] == [3]
     refused(tmp_path, ["train.py", *flags, f"--out={out}"], "holds a run")
     for wrong in (["--overwrite", "--vocab-size=60000"], ["--resume", "--seed=1"], ["--resume", "--n-layer=2"]):
         refused(tmp_path, ["train.py", *flags, f"--out={out}", *wrong], wrong[-1].split("=")[0])
     run(flags, out, "--overwrite", "--max-updates=2", "--seed=1")
-    assert not (out / "eval-toy.json").exists() and not list(out.glob("weights-*"))
+    assert not (out / "eval-toy.json").exists() and not (out / "weights-3.pt").exists()
+    assert all((out / name).read_text() == "{}" for name in foreign)  # what no run wrote stays
     assert len(journal.read(out)) == 4
 
 
@@ -358,10 +428,13 @@ def test_a_checkpoint_of_another_run_is_refused(flags, tmp_path, text_file):
     runs = {"run": [], "seed": ["--seed=1", "--pull=gradient"], "text": [f"--data={text}"], "same": ["--save-every=3"]}
     for name, more in runs.items():
         run(flags, tmp_path / name, *more, "--max-updates=3")
-    out, wanted = tmp_path / "run", {"seed": ["--seed=1", "--pull=gradient"], "text": [f"--data={text}"]}
-    for name, flags_named in wanted.items():
+    out, wanted = (
+        tmp_path / "run",
+        {"seed": ["of another run", "--seed=1", "--pull=gradient"], "text": ["not the text"]},
+    )
+    for name, words in wanted.items():
         (out / "checkpoint.pt").write_bytes((tmp_path / name / "checkpoint.pt").read_bytes())
-        refused(tmp_path, resume(out, "--max-updates=5"), "of another run", *flags_named)
+        refused(tmp_path, resume(out, "--max-updates=5"), *words)
     state = checkpoint.load(tmp_path / "same/checkpoint.pt")
     checkpoint.save(out / "checkpoint.pt", {"model": state["model"]})  # such as average.pt
     refused(tmp_path, resume(out, "--max-updates=5"), "not a checkpoint to go on from")
@@ -381,12 +454,42 @@ def test_a_checkpoint_of_other_sizes_or_a_damaged_one_is_refused(flags, tmp_path
         refused(tmp_path, resume(out, "--max-updates=5"), wanted)
 
 
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)), "moments.0.exp_avg is"),
+        (lambda state: state["optimizer"]["state"].pop(3), "moments.3 is NoneType there"),
+        (lambda state: state["anchor"].__setitem__(0, state["anchor"][0].double()), "anchor.0 is torch.float64"),
+        (lambda state: state["anchor"].__setitem__(0, torch.zeros(()).expand(400, 16)), "anchor.0 is Tensor there"),
+        (lambda state: state["anchor"].pop(), "anchor is list of 13 there"),
+        (lambda state: state["alpha"].update(streak="many"), "streak is str there"),
+        (lambda state: state["stream"].update(position=10**9), "it stands at no batch"),
+        (lambda state: state.update(update="5"), "is str there"),
+        (lambda state: state.pop("optimizer"), "not a checkpoint to go on from"),
+    ],
+)  # fmt: skip
+def test_what_is_of_another_size_or_type_inside_is_named_though_the_digest_is_right(flags, tmp_path, change, wanted):
+    out = tmp_path / "run"
+    run(flags, out, "--mode=bcp", "--goal=1", "--max-updates=3")
+    state = checkpoint.load(out / "checkpoint.pt")
+    change(state)
+    checkpoint.save(out / "checkpoint.pt", state)
+    refused(tmp_path, resume(out, "--max-updates=5"), "checkpoint.pt", wanted)
+
+
 def test_another_text_under_the_same_name_is_refused(flags, tmp_path, text_file):
     text = tmp_path / "text.txt"
     text.write_bytes(text_file.read_bytes())
     run([*flags, f"--data={text}"], tmp_path / "run", "--max-updates=3")
     text.write_text(text_file.read_text() + "\n\none more\n")
     refused(tmp_path, resume(tmp_path / "run", "--max-updates=5"), "not the text that")
+
+
+def sizes(out: Path, **more) -> None:
+    """Change the sizes of the model in config.json."""
+    config = json.loads((out / "config.json").read_text())
+    config["model"] |= more
+    (out / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -401,6 +504,11 @@ def test_another_text_under_the_same_name_is_refused(flags, tmp_path, text_file)
         (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json: missing; copy it from"),
         (lambda out: (out / "tokenizer.json").write_text("{}"), "tokenizer.json is damaged or of another"),
         (lambda out: (out / "config.json").write_text("[]"), "config.json: damaged"),
+        (lambda out: (out / "config.json").write_text("[" * 99999), "config.json: damaged"),
+        (lambda out: sizes(out, n_layer=10**9), "--n-layer=1000000000: must be a whole number from 1 to"),
+        (lambda out: sizes(out, n_layer="1"), "--n-layer=1: must be a whole number"),
+        (lambda out: sizes(out, n_mlp=int("9" * 400)), "config.json: not of a run"),
+        (lambda out: sizes(out, colour=1), "config.json: not of a run"),
         (lambda out: (out / "config.json").write_bytes(b"{\xff}"), "config.json: damaged"),
     ],
 )

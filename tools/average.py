@@ -4,9 +4,7 @@ The run was trained with --keep-weights. Into its folder go average.pt, which ev
 --weights=average, and average.json: which updates were averaged, and what their mean scores.
 """
 
-import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +13,8 @@ import checkpoint
 import curriculum
 import data
 import evaluate
+import journal
+from flags import new_parser, number
 from machine import pick_device
 from model import Config, Transformer
 
@@ -27,9 +27,11 @@ def last(updates: list[int], count: int) -> list[int]:
     return updates[-count:]
 
 
-def mean_weights(files: list[Path]) -> dict[str, torch.Tensor]:
-    """The mean of the weights in these files, by name. Raises CheckpointError if one is damaged."""
-    states = [checkpoint.load(file)["model"] for file in files]
+def mean_weights(files: list[Path], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The mean of the weights in these files, by name. CheckpointError if one is damaged, or not of `own`'s sizes."""
+    states = [checkpoint.load(file).get("model") for file in files]
+    for file, state in zip(files, states, strict=True):
+        checkpoint.check(state, own, file)
     return {name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]}
 
 
@@ -38,31 +40,25 @@ def average(run: Path, chosen: list[int]) -> evaluate.Scores:
     config, kept = checkpoint.read_config(run), dict(checkpoint.kept_weights(run))
     corpus = data.open_prepared(Path(config["corpus"]["folder"]))
     x, y = curriculum.validation_blocks(corpus, config["flags"]["block_size"])
-    model, mean = Transformer(Config(**config["model"])), mean_weights([kept[update] for update in chosen])
-    checkpoint.fill(model, mean, run / checkpoint.AVERAGE)
+    model = Transformer(Config(**config["model"]))
+    mean = mean_weights([kept[update] for update in chosen], model.state_dict())
+    model.load_state_dict(mean)
     model.to(pick_device())
     scores = evaluate.assess(model, x, y, config["flags"]["batch_size"], corpus.pairs, corpus.eot)
     pairs = {uid: score["accuracy"] for uid, score in scores.pairs.items()} if scores.pairs else None
     checkpoint.save(run / checkpoint.AVERAGE, {"model": mean})
     result = {"updates": chosen, "val_loss": scores.val_loss, "toy": scores.toy, "pairs": pairs}
-    (run / "average.json").write_text(json.dumps(result, indent=1) + "\n")
+    checkpoint.write(run / "average.json", (json.dumps(journal.finite(result), indent=1) + "\n").encode())
     return scores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="tools.average",
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
+    parser = new_parser("tools.average", __doc__)
     parser.add_argument("run", type=Path, help="run folder, as train.py wrote it")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--last", type=int, metavar="N", help="the last N that were kept (default: none)")
+    which.add_argument("--last", type=number(int, 1), metavar="N", help="the last N that were kept (default: none)")
     which.add_argument("--all", action="store_true", help="all that were kept (default: off)")
     args = parser.parse_args()
-    if args.last is not None and args.last < 1:
-        parser.error(f"argument --last: {args.last}: must be at least 1")
     try:
         checkpoint.read_config(args.run)
         kept = [update for update, _ in checkpoint.kept_weights(args.run)]
@@ -74,7 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except OSError as error:
-        sys.exit(f"tools.average: {error}")
+    main()
