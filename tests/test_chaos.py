@@ -27,6 +27,19 @@ def test_damaged_files_are_noticed_and_nothing_is_overwritten(tmp_path):
     assert chaos.flips(18, tmp_path) == {"flips": 18, "noticed": 18}  # three times each file
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_closed_terminals_dead_pipes_ignored_signals_and_missing_hard_links_change_nothing(tmp_path):
+    assert chaos.stops(1, tmp_path) == {around.__name__.replace("_", " "): [1, 1] for around in chaos.STARTS}
+
+
+def test_a_killed_evaluation_is_made_again(tmp_path):
+    assert chaos.kills_of_evaluation(2, tmp_path) == {"kills": 2, "identical": 2}
+
+
+def test_what_is_of_another_kind_in_a_checkpoint_is_noticed_though_its_digest_is_right(tmp_path):
+    assert chaos.forgeries(8, tmp_path) == {"forgeries": 8, "noticed": 8}
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
 def test_memory_stays_level_over_two_thousand_updates(tmp_path):
     measured = chaos.memory(2000, tmp_path)
