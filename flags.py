@@ -234,7 +234,7 @@ def get_args(argv: list[str] | None = None, description: str | None = None) -> a
         parser.error("argument --stream: --replay needs a buffer then; add its size, such as --buffer-tokens=16384")
     if args.aoa_file and args.difficulty != "composite":
         parser.error("argument --aoa-file: nothing else reads it; add --difficulty=composite, or leave it out")
-    for action in parser._actions if not args.resume else ():
+    for action in parser._actions if argv is None and not args.resume else ():
         of = action.help.partition(":")[0]  # the mode that reads the flag, or something else
         if of in MODES and of != args.mode and action.dest != "mode" and getattr(args, action.dest) != action.default:
             print(f"train.py: {action.option_strings[0]} is read with --mode={of} only", file=sys.stderr)

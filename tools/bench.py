@@ -85,6 +85,7 @@ def ours(mode: str, s: Setting) -> Iterator[None]:
         device=device,
         corpus=None,
         validation=None,
+        text={},
         text_tokens=len(tokens),
         budget=sys.maxsize,
         end=0,
