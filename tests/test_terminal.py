@@ -52,9 +52,9 @@ def test_ctrl_c_and_trouble_are_one_line(code, status, line):
 
 @pytest.mark.parametrize("words", [["train.py"], ["evaluate.py", "out/x"], ["sample.py", "out/x"], ["toy.py"]])
 def test_ctrl_c_in_every_program_is_one_line_while_it_loads_too(words):
-    """A signal that comes with the first import after the command line was read."""
+    """It comes with the first import after the command line was read."""
     code = f"""
-import builtins, os, runpy, signal, terminal
+import builtins, runpy, terminal
 real, prepare = builtins.__import__, terminal.prepare
 
 def late(name):
@@ -63,7 +63,7 @@ def late(name):
 
 def interrupted(*names, **more):
     builtins.__import__ = real
-    os.kill(os.getpid(), signal.SIGINT)
+    raise KeyboardInterrupt
 
 terminal.prepare, sys.argv = late, {words!r}
 runpy.run_path({words[0]!r}, run_name="__main__")
