@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, BinaryIO
 
 try:
@@ -134,9 +135,14 @@ def save(file: Path, state: dict, previous: Path | None = None) -> None:
     flipped bit in a weight. Raises OSError (a full disk, say), the old file then still whole.
     """
     with _written(file) as f:
-        _save_tensors(state, f)
-        digest = _digest(f, f.seek(0, os.SEEK_END))
-        f.write(MARK + digest)
+        digest = hashlib.blake2b(digest_size=DIGEST_SIZE)
+
+        def write(chunk: bytes) -> int:
+            digest.update(chunk)
+            return f.write(chunk)
+
+        _save_tensors(state, SimpleNamespace(write=write, flush=f.flush))
+        f.write(MARK + digest.digest())
     if previous is not None and file.exists():
         link = _part(previous)
         link.unlink(missing_ok=True)
@@ -174,7 +180,7 @@ def write(file: Path, content: bytes) -> None:
     os.replace(_part(file), file)
 
 
-def _save_tensors(state: dict, f: BinaryIO) -> None:
+def _save_tensors(state: dict, f: SimpleNamespace) -> None:
     """torch.save, which hides a full disk behind a RuntimeError; this raises the OSError."""
     try:
         torch.save(state, f)

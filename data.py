@@ -178,6 +178,18 @@ def prepare(
     return folder
 
 
+def about_words(data: str) -> float:
+    """How many words a corpus has, about, before it is prepared: by its bytes. 0 if there is no such text."""
+    path = Path(data)
+    if data in DOWNLOADS:
+        return 1e6 * int(re.sub(r"\D", "", data))
+    if data == "toy" or not path.exists():
+        return 0
+    if (path / "meta.json").exists():
+        return read_sealed(path / "meta.json", "prepare the corpus again")["n_words"]
+    return sum(file.stat().st_size for file in corpus_files(path)) / 5.5
+
+
 def fill(work: Path, text: Text, settings: dict, quiet: bool) -> None:
     """Write the files of a prepared folder."""
     with progress("tokenizer", text.n_bytes, quiet) as bar:

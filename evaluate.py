@@ -69,7 +69,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import checkpoint  # noqa: E402
-from machine import pick_device, reuse_memory  # noqa: E402
+from machine import pick_device, reuse_memory, short_of_memory  # noqa: E402
 from model import Config, Transformer  # noqa: E402
 
 # --- Log-probabilities ------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def log_probabilities(
             model.head(hidden).float(), torch.tensor(targets, dtype=torch.long, device=device), reduction="none"
         )
         totals = np.zeros((len(some), 1 + max(len(items[i]) for i in some)))
-        np.subtract.at(totals, tuple(np.array(sums, int).reshape(-1, 2).T), losses.double().cpu().numpy())
+        np.subtract.at(totals, tuple(np.array(sums, int).reshape(-1, 2).T), losses.cpu().double().numpy())
         for row, i in enumerate(some):
             scores[i] = (totals[row, 0] + totals[row, 1 : 1 + len(items[i])]).tolist()
         bar.update(len(some))
@@ -324,7 +324,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> None:
     try:
-        evaluate(args)
+        with short_of_memory("try a smaller --batch-size"):
+            evaluate(args)
     except ValueError as error:
         get_parser().error(str(error))
 

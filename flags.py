@@ -23,6 +23,8 @@ PRESET_DEFAULTS = {
 # The default C for each p, measured (results/LOG.md): a share of the peak learning rate, about what AdamW moves
 # a weight by, and a share of the distance.
 DEFAULT_C = {1: 0.15, 2: 0.1}
+# The preset by default: from so many words on, on a machine that is up to it (machine.largest_preset).
+WORDS = {"tiny": 0, "small": 1e6, "117m": 5e6}
 KEEP = ("evaluations", "words", "shares")
 # Words, in millions, after which the challenge wants checkpoints, and the paper averaged them (section 3.3).
 MILESTONES = (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
@@ -44,9 +46,9 @@ RECIPES = {
 RECIPES["within-reach"] = RECIPES["poster"] | {
     "p": 2, "order": "random", "leave_at_goal": True, "patience": 1, "goal_rel": 0.98
 }  # fmt: skip
-# Flags which may differ when a run is resumed: none of them changes what is computed, but for rounding (device,
-# compile). Nor do names of files: a checkpoint knows the text, and its order, by their digests.
-FREE = {"resume", "overwrite", "out", "max_updates", "save_every", "device", "compile", "cache"}
+# Flags which may differ when a run is resumed: none of them changes what is computed, but for rounding
+# (device, compile, grad_accum). Nor do names of files: a checkpoint knows the text, and its order, by their digests.
+FREE = {"resume", "overwrite", "out", "max_updates", "save_every", "grad_accum", "device", "compile", "cache"}
 FILES = {"data", "aoa_file"}
 
 
@@ -117,7 +119,8 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
         "little above what --mode=random reaches (default: the loss of a bigram model of the text)")
     add("--epochs", type=count, default=10, help="the budget in every mode: so many times the number of batches "
         "updates; --resume may raise it if --lr-schedule=constant")
-    add("--preset", choices=PRESET_DEFAULTS, help="sizes of model and batch (default: 117m with a GPU, else tiny)")
+    add("--preset", choices=PRESET_DEFAULTS, help="sizes of model and batch (default: tiny on a CPU, and for less "
+        "than a million words; on a GPU with bfloat16 117m from five million words on; else small)")
     add("--out", type=Path, help="run folder (default: a fresh numbered one, such as out/bcp-p1-3)")
     add("--resume", action="store_true", help="go on with the run in --out, with its flags, from its last checkpoint")
     add("--overwrite", action="store_true", help="replace the run in --out")
@@ -190,7 +193,7 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
         help="after the warm-up; cosine falls, and wsd in its last fifth")
     add("--lr-end", type=share, default=0.0, metavar="S", help="cosine and wsd fall to this share of the peak")
     add("--warmup", type=number(float, 0), help="updates of linear warm-up; below 1 a share of the budget (default: "
-        "the preset's)")
+        "the preset's, at most a tenth of the budget)")
     add("--weight-decay", type=number(float, 0), default=0.1, help="on matrices only")
     add("--beta1", type=number(float, 0, 0.9999), default=0.9, help="of AdamW")
     add("--beta2", type=number(float, 0, 0.99999), default=0.95, help="of AdamW")
@@ -203,13 +206,15 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--keep-weights", choices=KEEP, help="keep weights for tools.average and tools.export: of every evaluation; at "
         "the challenge's numbers of words (1M to 9M, 10M to 100M, 200M to 1000M); or at the same 28 shares of the "
         "budget (default: none)")
-    add("--save-every", type=count, default=200, help="updates between checkpoints")
+    add("--save-every", type=count, help="updates between checkpoints (default: five minutes of training)")
     add("--norms-every", type=count, default=10, help="updates between two measurements of norms")
     add("--cache", type=Path, default=Path("data/cache"), help="where prepared text is kept")
     add("--device", type=device_name, default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="of matrix products; weights stay "
-        "float32; auto: bfloat16 on a GPU that has it")
-    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU only)")
+        "float32; auto: bfloat16 on a GPU that has it, float32 elsewhere, so on a T4; a GPU that has TF32 takes it for "
+        "float32")
+    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU, if Triton and a "
+        "C compiler are there)")
     # fmt: on
     return parser
 
@@ -289,9 +294,13 @@ def spelt(name: str, value: object) -> str:
     return f"no {flag}" if value is None or value is False else flag if value is True else f"{flag}={value}"
 
 
-def fill_in(args: argparse.Namespace, gpu: bool) -> None:
-    """What was left open and follows from the machine, the preset and the mode, in place."""
-    args.preset = args.preset or ("117m" if gpu else "tiny")
+def fill_in(args: argparse.Namespace, largest: str = "tiny", words: float = 0) -> None:
+    """What was left open and follows from the machine, the text's size, the preset and the mode, in place.
+
+    largest: the preset that the machine is up to; words: of the text, about.
+    """
+    up_to = list(WORDS)[: 1 + list(WORDS).index(largest)]
+    args.preset = args.preset or [preset for preset in up_to if words >= WORDS[preset]][-1]
     for name, value in PRESET_DEFAULTS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -318,6 +327,13 @@ def updates_to_keep(args: argparse.Namespace, budget: int, end: int, words_per_t
 def n_replayed(args: argparse.Namespace) -> int:
     """How many of a batch's rows are replayed ones."""
     return min(round(args.replay * args.batch_size), args.batch_size - 1)
+
+
+def less_memory(args: argparse.Namespace) -> str:
+    """What to type when memory has run out."""
+    rows = math.gcd(args.batch_size - n_replayed(args), n_replayed(args))
+    parts = next((n for n in range(args.grad_accum + 1, rows + 1) if rows % n == 0), None)
+    return f"try --grad-accum={parts}" if parts else "try a smaller --preset or --block-size"
 
 
 def check_rows(args: argparse.Namespace, processes: int) -> None:

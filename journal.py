@@ -211,8 +211,9 @@ class Journal:
             if record and batch != stream.batch:
                 rows = batch * stream.batch_size + np.arange(stream.batch_size)
                 x, y = (copy_to_device(part, run.device) for part in stream.blocks(rows))
+                parts = zip(x.chunk(run.args.grad_accum), y.chunk(run.args.grad_accum), strict=True)
                 with torch.no_grad(), run.autocast:
-                    now = run.model(x, y).item()
+                    now = torch.stack([run.model(*part) for part in parts]).mean().item()
                 found.append([batch, run.update - record["update"], record["loss"], now])
         self.record(update=run.update, forgetting=found)
         self.start_clock()
@@ -246,14 +247,15 @@ def header(run) -> None:
     """What a run begins with."""
     args, meta = run.args, run.corpus.meta
     sizes = f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
-    small = " (the default without a GPU)" if args.preset == "tiny" and run.device.type != "cuda" else ""
     print(f"run     {run.folder}" + (f", going on after update {run.update}" if run.update else ""))
-    print(f"model   {args.preset}{small}: {count_parameters(run.model):,} parameters, {run.device}, {args.dtype}")
+    print(f"model   {args.preset}: {count_parameters(run.model):,} parameters, {run.device}, {args.dtype}")
     print(f"text    {meta['corpus']}: vocabulary {meta['vocab_size']:,}, {sizes}")
     if args.recipe:
         chosen = " ".join(spelt(name, getattr(args, name)) for name in RECIPES[args.recipe])
         print(f"recipe  {args.recipe}: {chosen}")
     print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
+    if run.end < args.warmup:
+        print(f"note    ends at update {run.end}, within its warm-up of {args.warmup}: a lower --warmup is better here")
 
 
 def report(run) -> None:

@@ -8,11 +8,16 @@ decisions; the first process does the writing.
 import contextlib
 import ctypes
 import datetime
+import importlib.util
 import os
 import platform
+import re
+import shutil
 import signal
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,22 +28,77 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is CUDA, else Apple's MPS, else the CPU. ValueError if it is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+    """The device called `name`, as torch's current one; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    ValueError if it is not there or does not work. A GPU that "auto" leaves out is told of on stderr.
+    """
     kind, _, index = name.partition(":")
-    if not available.get(kind) or (kind == "cuda" and int(index or 0) >= torch.cuda.device_count()):
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise ValueError(f"--device={name}: not on this machine; it has {there}")
-    return torch.device(name)
+    trouble = cuda_trouble(int(index or os.environ.get("LOCAL_RANK", 0))) if kind in ("auto", "cuda") else ""
+    available = {"cuda": trouble is None, "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = [kind for kind, is_there in available.items() if is_there]
+    if name == "auto" and trouble:
+        print(f"THE GPU OF THIS MACHINE IS NOT USED, only {there[0]}: {trouble}", file=sys.stderr)
+    if name != "auto" and kind not in there:
+        why = f"does not work: {trouble}" if trouble else f"not on this machine; it has {', '.join(there)}"
+        raise ValueError(f"--device={name}: {why}")
+    device = torch.device(there[0] if name == "auto" else name)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, on cards that have it
+        if index:
+            torch.cuda.set_device(device)  # else `copy_to_host` would wait for another device's stream
+    return device
+
+
+def cuda_trouble(index: int = 0) -> str | None:
+    """None if the GPU works; else why, in torch's words, one that is there does not, or "" if there is none."""
+    try:
+        torch.ones(1, device=f"cuda:{index}").add(1)  # a driver that is too old, a card that torch has no code for
+        return None
+    except (RuntimeError, AssertionError) as error:  # AssertionError: this torch is one without CUDA
+        return str(error).splitlines()[0] if shutil.which("nvidia-smi") else ""
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of the matrix products; "auto" is bfloat16 on a GPU that has it, float32 elsewhere."""
+    """The dtype of the matrix products; "auto" is bfloat16 on a GPU that has it, float32 elsewhere.
+
+    A card without bfloat16 emulates it, slower than float32; float16 would need its gradients scaled.
+    """
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_it else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def largest_preset(device: torch.device) -> str:
+    """The largest preset that trains in hours there."""
+    fast = pick_dtype("auto", device) == torch.bfloat16
+    return "tiny" if device.type == "cpu" else "117m" if fast else "small"
+
+
+def can_compile(device: torch.device) -> bool:
+    """Is what torch.compile needs there? If not, a line on stderr says what is missing."""
+    gpu = device.type == "cuda"
+    compilers = [os.environ.get("CC" if gpu else "CXX"), *(("cc", "gcc") if gpu else ("c++", "g++")), "clang", "cl"]
+    needed = {
+        "a C compiler" if gpu else "a C++ compiler": any(shutil.which(name) for name in compilers if name),
+        "Python's header files": Path(sysconfig.get_path("include"), "Python.h").is_file(),
+        "Triton": not gpu or importlib.util.find_spec("triton") is not None,
+        "a GPU of compute capability 7.0": not gpu or torch.cuda.get_device_capability(device) >= (7, 0),
+    }
+    if missing := " and ".join(name for name, there in needed.items() if not there):
+        print(f"torch.compile needs {missing}; going on without it, which is slower", file=sys.stderr)
+    return not missing
+
+
+@contextlib.contextmanager
+def short_of_memory(remedy: str) -> Iterator[None]:
+    """Where memory runs out, which torch tells in a RuntimeError, an OSError of one line, with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("out of memory|allocate memory|not enough memory|ALLOC_FAILED", str(error)):
+            raise
+        raise OSError(f"out of memory; {remedy}") from None
 
 
 def reuse_memory() -> None:
@@ -153,8 +213,13 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 def for_all_processes(model: torch.nn.Module, compiled: bool) -> Callable:
     """The model's forward pass: compiled if wanted; of several processes, one whose gradients are averaged."""
-    forward = DistributedDataParallel(model) if n_processes() > 1 else model
-    return torch.compile(forward) if compiled else forward
+    forward = DistributedDataParallel(model, gradient_as_bucket_view=True) if n_processes() > 1 else model
+    return torch.compile(forward, dynamic=False) if compiled else forward  # replayed rows get a graph of their own
+
+
+def keep_gradients(forward: Callable) -> contextlib.AbstractContextManager:
+    """Within it, each process adds up its own gradients; the first backward pass after it averages them."""
+    return forward.no_sync() if n_processes() > 1 else contextlib.nullcontext()
 
 
 def on_device(blocks: tuple[np.ndarray, np.ndarray], device: torch.device) -> tuple[Tensor, ...]:

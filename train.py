@@ -37,6 +37,8 @@ from journal import Journal, header, report
 from machine import copy_to_host, is_first, n_processes, on_device
 from model import PRESETS, Transformer
 
+SAVE_SECONDS = 300  # of training between checkpoints, without --save-every
+
 
 @dataclass
 class Run:
@@ -62,6 +64,7 @@ class Run:
     stream: curriculum.Stream
     update: int = 0
     seconds: float = 0.0  # spent on training alone
+    saved: float = 0.0  # of them, those before the last checkpoint
 
 
 def train(run: Run, journal: Journal, signals: list[int]) -> bool:
@@ -129,16 +132,18 @@ def loss_and_gradient(run: Run, x: Tensor, y: Tensor, stop: bool = False) -> lis
     goes a second number, above 0 if this process or another one is to stop after this update.
     """
     loss, blocks, parts = torch.zeros((), device=x.device), [], run.args.grad_accum
-    for part_x, part_y in zip(x.chunk(parts), y.chunk(parts), strict=True):
-        with run.autocast:
-            if run.args.mode == "lfr":  # which follows the loss of every block
-                blocks.append(run.forward(part_x, part_y, reduction="none").mean(dim=1))  # (B / parts)
-                part = blocks[-1].mean() / parts
-            else:
-                part = run.forward(part_x, part_y) / parts
-        loss += part.detach()
-        read = copy_to_host(machine.mean_over_processes(torch.stack((loss, torch.full_like(loss, stop)))))
-        part.backward()
+    for left, part_x, part_y in zip(reversed(range(parts)), x.chunk(parts), y.chunk(parts), strict=True):
+        with machine.keep_gradients(run.forward) if left else contextlib.nullcontext():
+            with run.autocast:
+                if run.args.mode == "lfr":  # which follows the loss of every block
+                    blocks.append(run.forward(part_x, part_y, reduction="none").mean(dim=1))  # (B / parts)
+                    part = blocks[-1].mean() / parts
+                else:
+                    part = run.forward(part_x, part_y) / parts
+            loss += part.detach()
+            if not left:
+                read = copy_to_host(machine.mean_over_processes(torch.stack((loss, torch.full_like(loss, stop)))))
+            part.backward()
     if blocks:
         run.stream.track(torch.cat(blocks).detach().cpu().numpy())
     return read()
@@ -152,7 +157,7 @@ def add_replay(run: Run, W: list[Tensor]) -> dict[str, float | Tensor]:
     args = run.args
     if not args.replay:
         return {}
-    g = [w.grad for w in W]
+    g = [w.grad.clone() for w in W]  # of several processes, what W has are views of what the next pass writes
     run.optimizer.zero_grad()
     rows = run.stream.replay(flags.n_replayed(args), args.replay_power, run.update)
     L, _ = loss_and_gradient(run, *on_device(run.stream.blocks(rows), run.device))
@@ -171,13 +176,15 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float, alpha: float) -> None:
 def step_if_finite(run: Run, numbers: dict[str, float | Tensor]) -> None:
     """W' = AdamW's step; FloatingPointError, and W and the moments as they were, if one of the numbers is not finite.
 
-    The fused AdamW looks at `found_inf` on the device: a GPU need not wait for the host, which learns of it while the
-    step runs.
+    The fused AdamW of CUDA looks at `found_inf` on the device, so that a GPU need not wait for the host, which looks
+    when the step is on its way. Elsewhere the host looks first.
     """
     finite = sum(numbers.values()).isfinite()
-    run.optimizer.found_inf = 1.0 - finite.float()
     applied = copy_to_host(finite)
-    run.optimizer.step()
+    if run.device.type == "cuda":
+        run.optimizer.found_inf = 1.0 - finite.float()
+    if run.device.type == "cuda" or applied():
+        run.optimizer.step()
     run.optimizer.zero_grad()
     if not applied():
         name, value = next((name, x) for name, x in numbers.items() if not math.isfinite(x))
@@ -194,16 +201,18 @@ def look(run: Run, journal: Journal, stop: float = False) -> None:
         return
     args, model, last = run.args, run.model, run.update == run.end
     if run.update % args.eval_every == 0 or last:
-        blocks, pairs = run.validation, run.corpus.pairs
-        journal.evaluation(evaluate.assess(model, *blocks, args.batch_size, pairs, run.corpus.eot))
+        rows = args.batch_size // (args.grad_accum * n_processes())  # as many as fit into memory in training
+        journal.evaluation(evaluate.assess(model, *run.validation, rows, run.corpus.pairs, run.corpus.eot))
     if run.update in run.kept:
         checkpoint.save_weights(run.folder, run.update, model.state_dict())
-    if run.update and (run.update % args.save_every == 0 or last or stop):
+    late = run.seconds - run.saved >= SAVE_SECONDS if args.save_every is None else run.update % args.save_every == 0
+    if run.update and (late or last or stop):
         anchor = run.anchor if run.alpha.repeats else []  # between two batches the anchor is W itself
         state = {"model": model.state_dict(), "optimizer": run.optimizer.state_dict(), "anchor": anchor,
                  "alpha": dataclasses.asdict(run.alpha), "stream": run.stream.state(), "update": run.update,
                  "seconds": run.seconds, "run": checkpoint.identity(args, run.text)}  # fmt: skip
         checkpoint.save_run(run.folder, state)
+        run.saved = run.seconds
     journal.start_clock()
 
 
@@ -220,7 +229,7 @@ def restore(run: Run) -> None:
     checkpoint.check(state.get("anchor"), run.anchor if run.alpha.repeats else [], file, "anchor")
     for anchor, saved in zip(run.anchor, state["anchor"], strict=False):
         anchor.copy_(saved)
-    run.update, run.seconds = state["update"], state["seconds"]
+    run.update, run.seconds, run.saved = state["update"], state["seconds"], state["seconds"]
     try:
         run.stream.load_state(state["stream"])
         run.stream.blocks()
@@ -239,7 +248,8 @@ def start(args: argparse.Namespace) -> Run:
     device = machine.join_processes(machine.pick_device(args.device))
     machine.reuse_memory()
     args.dtype = str(machine.pick_dtype(args.dtype, device)).removeprefix("torch.")
-    flags.fill_in(args, gpu=device.type == "cuda")
+    own_warmup = args.warmup is not None
+    flags.fill_in(args, machine.largest_preset(device), data.about_words(args.data))
     flags.check_rows(args, n_processes())
     folder = checkpoint.choose(args)
     preset = PRESETS[args.preset]
@@ -253,12 +263,16 @@ def start(args: argparse.Namespace) -> Run:
     text = corpus.meta["files"] | {"order": hashlib.blake2b(stream.tokens, digest_size=16).hexdigest()}
     text_tokens = int(np.diff(corpus.line_start)[corpus.train_lines()].sum())
     budget = args.epochs * curriculum.count_batches(text_tokens, args.block_size, args.batch_size)
+    if budget == 0:
+        raise ValueError(f"--batch-size={args.batch_size}: the text has {text_tokens:,} tokens, less than a batch; "
+                         "take a smaller one, or a smaller --block-size")  # fmt: skip
     args.eval_every = args.eval_every or math.ceil(budget / 8)
     args.warmup = int(args.warmup if args.warmup >= 1 else args.warmup * budget)
+    args.warmup = args.warmup if own_warmup else min(args.warmup, budget // 10)
 
     torch.manual_seed(args.seed)
     model = Transformer(dataclasses.replace(config, vocab_size=corpus.vocab_size)).to(device)
-    compiled = args.compile if args.compile is not None else device.type == "cuda"
+    compiled = (device.type == "cuda" if args.compile is None else args.compile) and machine.can_compile(device)
     validation, alpha = curriculum.validation_blocks(corpus, args.block_size), make_alpha(args)
     anchor = [w.detach().clone() for w in model.parameters()] if args.mode == "bcp" else []
     end, forward = min(budget, args.max_updates or budget), machine.for_all_processes(model, compiled)
@@ -308,7 +322,8 @@ def main(args: argparse.Namespace) -> int:
     """The whole program; returns its exit status."""
     with contextlib.ExitStack() as held:
         try:
-            run = start(args)
+            with machine.short_of_memory("try a smaller --preset"):
+                run = start(args)
             resuming = bool(args.resume and any(run.folder.glob("checkpoint*.pt")))
             machine.wait_for_all()  # until all have seen the folder as it is now
             if is_first():
@@ -334,7 +349,10 @@ def go(run: Run) -> int:
     lost = (RuntimeError,) if n_processes() > 1 else ()  # what torch raises when another process has died
     with machine.caught_signals() as signals:  # torchrun sends one then: our message comes first
         try:
-            with contextlib.closing(Journal(run, run.folder if is_first() else None)) as journal:
+            with (
+                contextlib.closing(Journal(run, run.folder if is_first() else None)) as journal,
+                machine.short_of_memory(flags.less_memory(run.args)),
+            ):
                 stopped = train(run, journal, signals)
         except (OSError, FloatingPointError, *lost) as error:  # a full disk, say; what was saved before is whole
             saved = f"; {to_go_on(run)}" if (run.folder / checkpoint.NAME).exists() else "; nothing was saved yet"

@@ -144,7 +144,7 @@ def test_the_paper_s_settings_are_those_of_tables_7_and_8():
     assert flags.get_args(["--recipe=paper", "--goal=3", "--lr=1e-3"]).goal == 3
     for preset in ("115m", "372m"):
         args = flags.get_args(["--recipe=paper", f"--preset={preset}"])
-        flags.fill_in(args, gpu=False)
+        flags.fill_in(args)
         assert (args.batch_size, args.block_size, args.moments) == (128, 512, "fresh")
 
 

@@ -74,7 +74,7 @@ def ours(mode: str, s: Setting) -> Iterator[None]:
              f"--preset={s.preset}", f"--batch-size={s.batch_size}", f"--block-size={s.block_size}", "--lr=1e-4",
              "--warmup=0", "--eval-every=1000", f"--device={s.device}"]  # fmt: skip
     args, device = flags.get_args(words), torch.device(s.device)
-    flags.fill_in(args, gpu=device.type == "cuda")
+    flags.fill_in(args)
     machine.reuse_memory()
     torch.manual_seed(0)
     tokens = np.random.default_rng(0).integers(PRESETS[s.preset].vocab_size, size=32 * s.tokens + 1).astype(np.uint16)
