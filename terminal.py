@@ -1,4 +1,7 @@
-"""What a program says: whatever its terminal is, it does no harm; Ctrl-C and trouble of the machine are one line."""
+"""What a program begins with, before torch: a terminal that does no harm, and threads that wait without harm.
+
+Ctrl-C and trouble of the machine are one line.
+"""
 
 import contextlib
 import os
@@ -35,8 +38,19 @@ class Output:
         self.write("", then="flush")
 
 
+def wait_politely() -> None:
+    """Threads of torch that wait for each other spin; on a core that somebody else wants, they hold up all.
+
+    So they spin shortly, and not at all if the machine is busy (docs/speed.md). A user's own setting stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
+        os.environ.setdefault("GOMP_SPINCOUNT", "0" if busy else "10000")
+
+
 def prepare(program: str) -> None:
     """To be called at the start of a program, which may be done again."""
+    wait_politely()
 
     def told(kind: type, error: BaseException, trace: object) -> None:
         if not issubclass(kind, KeyboardInterrupt | OSError):
