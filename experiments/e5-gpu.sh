@@ -7,8 +7,8 @@
 # CORPUS is a folder of folders of text, EVAL a folder with the folders blimp and blimp_supplement. `prepare` needs the
 # packages of requirements.txt and a minute per ten million words. `run` needs one GPU with bfloat16 and some 40 GB of
 # memory (--grad-accum=2 in the grid halves that), torch, numpy, tqdm, tiktoken, data/e5-gpu and no network. Every run
-# is scored as soon as it has ended. What is worth keeping are the files results/e5-gpu*; out/e5-gpu holds checkpoints
-# of 1.4 GB. A call that was stopped, by a time limit say, goes on where it stood if it is given again.
+# is scored as soon as it has ended. What is worth keeping are the files results/e5-gpu*, copied to the folder $OUT if
+# that is set; out/e5-gpu holds checkpoints of 1.4 GB. A call that was stopped, by a time limit say, goes on where it stood if it is given again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -31,6 +31,7 @@ run)
     for name in "$@"; do
         "$python" -m tools.compare experiments/e5-gpu.toml --only "$name"
         "$python" -m experiments.e5 score "$eval" --name=e5-gpu
+        [ -z "${OUT-}" ] || cp results/e5-gpu*.json "$OUT"
     done
     ;;
 *)

@@ -21,7 +21,8 @@ DOCS = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / 
 TEXT = "\n".join(DOCS.values())
 # What needs a GPU, a network, other data, other runs or many minutes is parsed and not run.
 LONG = ("babylm-", "117m", "../shared", "tools.compare", "tools.bench", "experiments.", "tests/chaos", "tests.official",
-        "tools.calibrate", "torchrun", "make test", "out/fig-", "out/kept", "--compare", "unigram")  # fmt: skip
+        "tools.calibrate", "tools.doctor", "torchrun", "make test", "out/fig-", "out/kept", "--compare",
+        "unigram")  # fmt: skip
 
 
 def words_of(command: str) -> list[str]:
@@ -176,7 +177,7 @@ ARGUMENTS = {"evaluate.py": "run", "sample.py": "run", "tools.plot": "run", "too
              "tools.export": "run folder", "tools.average": "run --all", "tests.official": "run folder",
              "experiments.e5": "prepare .", "experiments.stages": "--figure"}  # fmt: skip
 OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "tools.calibrate",
-          "experiments.e2"]  # fmt: skip
+          "tools.doctor", "experiments.e2"]  # fmt: skip
 
 
 @pytest.mark.parametrize("program", [*ARGUMENTS, *OTHERS])

@@ -397,6 +397,8 @@ def bench_text(table: Table, words: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes (default: off)")
+    programs = "leave out the rows of whole programs, which are the CPU's and need rustbpe (default: off)"
+    parser.add_argument("--no-programs", action="store_true", help=programs)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if any)")
     args = parser.parse_args()
     try:
@@ -420,8 +422,9 @@ def main() -> int:
     bench_transformers(table, Setting(**shape, device=device, compiled=True) if compiling else None, *turns)
     for block in (512, 1024):
         bench_utilisation(table, Setting("117m", 2**15 // block, block, device, True), *turns)
-    bench_programs(table, 5)
-    bench_text(table, 0 if args.quick else 100_000_000)
+    if not args.no_programs:
+        bench_programs(table, 5)
+        bench_text(table, 0 if args.quick else 100_000_000)
 
     file = ROOT / "results" / f"bench-{name}.json"
     file.write_text(json.dumps(table.rows, indent=1) + "\n")
