@@ -76,11 +76,12 @@ def compiler(device: str) -> str | None:
 
 
 def plan(device: str, compiled: bool) -> tuple[str, int]:
-    """The preset and --grad-accum for ten million words. A GPU's memory decides; the need is computed, not measured."""
+    """The preset and --grad-accum for ten million words. What 117m needs of memory is computed, not measured."""
     if device == "cpu":
         return "tiny", 1
-    half = machine.pick_dtype("auto", torch.device(device)) != torch.float32
-    batch = (16 if compiled else 26) * (1 if half else 2)  # GB of 117m, beyond 3 for weights, moments and anchor
+    if machine.pick_dtype("auto", torch.device(device)) == torch.float32:
+        return "small", 1
+    batch = 16 if compiled else 26  # GB, beyond 3 for weights, moments and anchor
     parts = next((n for n in (1, 2, 4, 8) if 3 + batch / n < 0.95 * memory(device)[0]), None)
     return ("117m", parts) if parts else ("small", 1)
 
