@@ -12,6 +12,7 @@ Into the run folder go eval-TASK.json (the scores, by paradigm too) and eval-TAS
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -193,7 +194,16 @@ def load_run(folder: Path, device: torch.device, weights: str = "last"):
     state = checkpoint.load(file)
     model = Transformer(Config(**config["model"]))
     checkpoint.fill(model, state["model"], file)
+    config["update"] = state.get("update")  # None: a mean over several
     return model.to(device).eval(), data.load_tokenizer(folder / "tokenizer.json"), config
+
+
+def digest_of(model: Transformer) -> str:
+    """What tells a model's weights from others."""
+    digest = hashlib.blake2b(digest_size=8)
+    for weight in model.state_dict().values():
+        digest.update(weight.cpu().numpy())
+    return digest.hexdigest()
 
 
 def score(model: Transformer, task: str, records: list[dict], items: list, eot: int, batch_size: int) -> list[Row]:
