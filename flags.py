@@ -25,9 +25,9 @@ PRESET_DEFAULTS = {
 DEFAULT_C = {1: 0.15, 2: 0.1}
 # The preset by default: from so many words on, on a machine that is up to it (machine.largest_preset).
 WORDS = {"tiny": 0, "small": 1e6, "117m": 5e6}
-KEEP = ("evaluations", "words", "shares")
+KEEP = ("evaluations", "babylm", "words", "shares")
 # Words, in millions, after which the challenge wants checkpoints, and the paper averaged them (section 3.3).
-MILESTONES = (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
+MILLION, MILESTONES = 10**6, (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
 MODES = ("random", "curriculum", "curriculum-repeat", "bcp", "lfr")
 SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 # What --recipe sets, unless a flag says otherwise; a function where it depends on the mode or on p.
@@ -203,9 +203,10 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--max-updates", type=count, help="stop after so many updates; schedules keep the whole budget in view "
         "(default: the budget)")
     add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")
-    add("--keep-weights", choices=KEEP, help="keep weights for tools.average and tools.export: of every evaluation; at "
-        "the challenge's numbers of words (1M to 9M, 10M to 100M, 200M to 1000M); or at the same 28 shares of the "
-        "budget (default: none)")
+    add("--keep-weights", "--checkpoints", choices=KEEP, help="keep weights for tools.average and tools.export: of "
+        "every evaluation; babylm and words: at the challenge's numbers of words (1M to 9M, 10M to 100M, 200M to "
+        "1000M), babylm with the last one of its track at the end; or at the same 28 shares of the budget (default: "
+        "none)")
     add("--save-every", type=count, help="updates between checkpoints (default: five minutes of training)")
     add("--norms-every", type=count, default=10, help="updates between two measurements of norms")
     add("--cache", type=Path, default=Path("data/cache"), help="where prepared text is kept")
@@ -314,13 +315,24 @@ def fill_in(args: argparse.Namespace, largest: str = "tiny", words: float = 0) -
         args.buffer_tokens = args.buffer_tokens or 0
 
 
+def milestones(args: argparse.Namespace, words_per_token: float) -> dict[int, int]:
+    """The first update that has read so many million words, repeats and replayed rows included."""
+    words = args.batch_size * args.block_size * words_per_token  # of an update
+    return {million: math.ceil(million * MILLION / words) for million in MILESTONES}
+
+
 def updates_to_keep(args: argparse.Namespace, budget: int, end: int, words_per_token: float) -> set[int]:
-    """The updates after which --keep-weights keeps the weights; of words, the first update that has seen so many."""
+    """The updates after which --keep-weights keeps the weights.
+
+    A text of nearly 10 (100) million words, a part of it held out, has not been read for quite 100 (1000) million words
+    after ten passes: with babylm the end stands for them if it comes at most a tenth before.
+    """
     if args.keep_weights == "evaluations":
         return {*range(args.eval_every, end + 1, args.eval_every), end}
-    if args.keep_weights == "words":
-        words = args.batch_size * args.block_size * words_per_token  # of an update, repeats and replayed rows included
-        return {math.ceil(million * 1e6 / words) for million in MILESTONES}
+    if args.keep_weights in ("babylm", "words"):
+        at = milestones(args, words_per_token)
+        ends = args.keep_weights == "babylm" and any(0.9 * at[limit] <= budget < at[limit] for limit in (100, 1000))
+        return {*at.values(), *([budget] if ends else [])}
     return {math.ceil(million / MILESTONES[-1] * budget) for million in MILESTONES} if args.keep_weights else set()
 
 

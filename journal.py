@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from flags import RECIPES, spelt
+from flags import MILLION, RECIPES, spelt
 from machine import copy_to_device
 from model import count_parameters
 
@@ -256,6 +256,15 @@ def header(run) -> None:
     print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
     if run.end < args.warmup:
         print(f"note    ends at update {run.end}, within its warm-up of {args.warmup}: a lower --warmup is better here")
+    if args.keep_weights == "babylm":
+        text, per_token = meta["n_words"] / MILLION, meta["n_words"] / meta["n_tokens"] / MILLION
+        words, limit = run.budget * args.batch_size * args.block_size * per_token, 100 if text <= 10 else 1000
+        print(
+            f"words   {words:,.1f} M, {text:,.1f} M in the text; the challenge allows {limit} M, {limit // 10} M in it"
+        )
+        if words > limit or 10 * text > limit:
+            remedy = "a shorter text" if 10 * text > limit else f"--epochs={int(args.epochs * limit / words)}"
+            print(f"        WARNING: that is beyond what the challenge allows; {remedy} would be within it")
 
 
 def report(run) -> None:
