@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 import rustbpe
 import torch
+from conftest import NANO
 
+import checkpoint
 import data
 import evaluate
 import flags
+import journal
 import toy
 import train
 from model import Config
@@ -55,9 +59,17 @@ def run_folder(cache, tmp_path_factory):
     out = make_run(cache, tmp_path_factory.mktemp("runs") / "run", "--max-updates=12", "--eval-every=4",
                    "--keep-weights=evaluations")  # fmt: skip
     average.average(out, [8, 12])
-    row = {"name": "blimp", "score": 61.25, "items": 67000, "low": 60.5, "high": 62.0}
-    (out / "eval-blimp.json").write_text(json.dumps({"task": "blimp", "weights": "average", "scores": [row]}))
+    score(out, "blimp", "last", 61.25)
+    score(out, "blimp-average", "average", 62.5)
     return out
+
+
+def score(run: Path, name: str, weights: str, value: float, **other) -> None:
+    """A result of evaluate.py for the run's weights as they are now."""
+    model, _, config = evaluate.load_run(run, torch.device("cpu"), weights)
+    row = {"name": "blimp", "score": value, "items": 67000, "low": 60.5, "high": 62.0}
+    of_weights = {"update": config["update"], "digest": evaluate.digest_of(model)} | other
+    (run / f"eval-{name}.json").write_text(json.dumps({"task": "blimp"} | of_weights | {"scores": [row]}))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +142,7 @@ def pair_of(folder: Path, spec: dict):
     """transformers' tokenizer and ours of a tokenizer.json."""
     data.write_sealed(folder / "ours.json", spec)
     ours = data.load_tokenizer(folder / "ours.json")
-    config = export.model_config(Config(1, 16, 2, 1, 24, ours.n_vocab), 16)
+    config = export.model_config(Config(1, 16, 2, 1, 24, ours.n_vocab), 16, export.pad_id(ours))
     contents = {"tokenizer": export.fast_tokenizer(ours), "tokenizer_config": export.TOKENIZER_CONFIG, "config": config}
     for name, content in contents.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -164,14 +176,53 @@ def test_a_unigram_model_keeps_its_ids_and_decodes_to_normalised_text(tmp_path):
         assert theirs.decode(ids) == ours.normalize(text)
 
 
-def test_special_tokens_are_end_of_text_and_padding_is_masked(pair):
+def test_end_of_text_begins_each_text_of_a_pair_too(pair):
     theirs, ours = pair
-    assert {theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id} == {ours.eot_token}
-    assert len(theirs) == ours.n_vocab
+    dogs, cats = ours.encode_ordinary("the dogs"), ours.encode_ordinary("the cats")
+    assert theirs("the dogs", "the cats")["input_ids"] == [ours.eot_token, *dogs, ours.eot_token, *cats]
+
+
+def test_padding_is_on_the_left_masked_and_a_token_that_no_text_contains(pair):
+    theirs, ours = pair
+    assert {theirs.bos_token_id, theirs.eos_token_id} == {ours.eot_token}
+    assert ours.decode_single_token_bytes(theirs.pad_token_id) == b"\xff" and len(theirs) == ours.n_vocab
+    assert theirs.pad_token_id not in theirs("\xff \u0178 " + "".join(ODD))["input_ids"]
     texts = ["the dogs", "a"]
     batch = theirs(texts, padding=True)
-    assert [sum(mask) for mask in batch["attention_mask"]] == [1 + len(ours.encode_ordinary(text)) for text in texts]
+    lengths = [1 + len(ours.encode_ordinary(text)) for text in texts]
+    assert batch["attention_mask"] == [[0] * (lengths[0] - n) + [1] * n for n in lengths]
+    assert batch["input_ids"][1][: lengths[0] - lengths[1]] == [theirs.pad_token_id] * (lengths[0] - lengths[1])
     assert set(batch) == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_logits_and_nothing_that_is_generated(exported, side):
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported, padding_side=side)
+    texts = ["the dogs near the cat run .", "a", "the cat"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        padded = model(**batch).logits
+        for i, text in enumerate(texts):
+            alone = model(**tokenizer(text, return_tensors="pt")).logits[0]
+            torch.testing.assert_close(padded[i][batch["attention_mask"][i] == 1], alone, atol=1e-4, rtol=0)
+    if side == "left":
+        new = model.generate(**batch, do_sample=False, max_new_tokens=4)[:, batch["input_ids"].shape[1] :]
+        alone = model.generate(**tokenizer("a", return_tensors="pt"), do_sample=False, max_new_tokens=4)[0]
+        assert tokenizer.decode(new[1], skip_special_tokens=True) == tokenizer.decode(
+            alone[2:], skip_special_tokens=True
+        )
+
+
+def test_saved_again_by_transformers_it_is_the_same(exported, tmp_path):
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer):
+        auto.from_pretrained(exported).save_pretrained(tmp_path)
+    models = [transformers.AutoModelForCausalLM.from_pretrained(folder) for folder in (exported, tmp_path)]
+    tokenizers = [transformers.AutoTokenizer.from_pretrained(folder) for folder in (exported, tmp_path)]
+    assert tokenizers[0](ODD, ODD) == tokenizers[1](ODD, ODD)
+    assert tokenizers[1].padding_side == "left" and tokenizers[1].pad_token_id == tokenizers[0].pad_token_id
+    x = torch.tensor([tokenizers[1]("the dogs")["input_ids"]])
+    assert torch.equal(models[0](x).logits, models[1](x).logits)
 
 
 @pytest.mark.parametrize("weights", ["last", "average"])
@@ -197,15 +248,97 @@ def test_the_model_card_names_flags_sizes_and_scores(run_folder, exported):
     card = (exported / "README.md").read_text()
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     last = [record for record in records if "val_loss" in record][-1]
-    assert f"| validation loss, nats per token | {last['val_loss']:.3f} | last | update 12 |" in card
-    assert f"| minimal pairs while training, % | {last['toy']:.1f} | last | update 12," in card
-    assert "| blimp | 61.2 | average | 67,000 items, 95 % interval 60.5 to 62.0 |" in card
-    assert "| n_embd | 16 |" in card and "those of the last update" in card
+    assert f"| validation loss, nats per token | {last['val_loss']:.3f} | |" in card.replace("|  |", "| |")
+    assert f"| minimal pairs, % | {last['toy']:.1f} | mean of 21 paradigms |" in card
+    assert "| blimp | 61.2 | 67,000 items, 95 % interval 60.5 to 62.0 |" in card and "62.5" not in card
+    assert "| n_embd | 16 |" in card and "those of update 12, after reading " in card
     words = card.split("python train.py ")[1].replace("\\\n", "").split()
     again, saved = vars(flags.get_args(words)), json.loads((run_folder / "config.json").read_text())["flags"]
     assert {name: again[name] for name in saved if name not in export.LOCAL} == {
         name: value for name, value in saved.items() if name not in export.LOCAL
     }
+
+
+def test_the_model_card_believes_no_score_of_other_weights(run_folder, tmp_path):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    score(run, "older", "last", 71.5, update=8)
+    score(run, "replaced", "last", 72.5, digest="0" * 16)
+    (run / "eval-unknown.json").write_text(json.dumps({"scores": [{"name": "blimp", "score": 73.5}]}))
+    export_main(run, tmp_path / "last")
+    export_main(run, tmp_path / "average", "--weights=average")
+    last, mean = ((tmp_path / name / "README.md").read_text() for name in ("last", "average"))
+    assert "61.2" in last and not any(value in last for value in ("62.5", "71.5", "72.5", "73.5"))
+    assert "the mean of those of updates 8, 12" in mean and "| blimp | 62.5 |" in mean and "61.2" not in mean
+    record = json.loads((run / "average.json").read_text())
+    assert f"| validation loss, nats per token | {record['val_loss']:.3f} |" in mean
+
+
+@pytest.fixture
+def small_track(text_file, cache, monkeypatch) -> list[str]:
+    """The track strict-small with 252 words in the place of a million: flags of a run on a text of 2,512 words."""
+    for module in (flags, journal):
+        monkeypatch.setattr(module, "MILLION", 252)
+    prepared = data.prepare(str(text_file), cache, vocab_size=400, val_share=0, quiet=True)
+    return [f"--data={prepared}", "--mode=random", "--save-every=20", "--eval-every=1000", *NANO]
+
+
+def test_checkpoints_by_words_are_the_same_whether_or_not_the_run_was_stopped(small_track, tmp_path, capsys):
+    def train_it(name: str, *more: str) -> Path:
+        args = flags.get_args([*small_track, "--checkpoints=babylm", f"--out={tmp_path / name}", *more])
+        assert train.main(args) == 0
+        return tmp_path / name
+
+    whole = train_it("whole")
+    told = capsys.readouterr().out
+    assert "the challenge allows 100 M, 10 M in it" in told and "WARNING" not in told
+    stopped = train_it("stopped", "--max-updates=47")
+    checkpoint.save_weights(stopped, 51, {})  # as if it had gone on after its last checkpoint
+    train_it("stopped", "--resume", f"--max-updates={10**6}")
+    export_main(whole, tmp_path / "model", "--checkpoints")
+    export_main(stopped, "--checkpoints")
+
+    names = [f"chck_{million}M" for million in (*range(1, 10), *range(10, 101, 10))]
+    assert {folder.name for folder in (tmp_path / "model").iterdir()} == {*names, "main"}
+    meta = checkpoint.read_config(whole)["corpus"]
+    per_update = 256 * meta["n_words"] / meta["n_tokens"]
+    for name in names:
+        files = [folder / name / "model.safetensors" for folder in (tmp_path / "model", stopped / "export")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        card = (tmp_path / "model" / name / "README.md").read_text()
+        update, words = re.search(r"of update (\d+), after reading ([\d,]+) words", card).groups()
+        assert int(words.replace(",", "")) == round(int(update) * per_update)
+        wanted = int(name[5:-1]) * 252
+        assert wanted <= int(update) * per_update < wanted + per_update or name == names[-1]  # it is the run's end
+        assert f", {name}\n" in card and "ignores `revision=`" in card
+    last = [(tmp_path / "model" / name / "model.safetensors").read_bytes() for name in (names[-1], "main")]
+    assert last[0] == last[1]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model" / "chck_3M")
+    kept = dict(checkpoint.kept_weights(whole))[export.checkpoints(whole, checkpoint.read_config(whole))["chck_3M"]]
+    assert torch.equal(model.model.norm.weight, checkpoint.load(kept)["model"]["model.norm.weight"])
+
+
+def test_more_words_than_the_challenge_allows_are_said(small_track, tmp_path, capsys):
+    for epochs, flag, wanted in (
+        (
+            10,
+            "--checkpoints=babylm",
+            r"words +9\d\.\d M, 10\.0 M in the text; the challenge allows 100 M, 10 M in it\n(?! )",
+        ),
+        (20, "--checkpoints=babylm", r"words +19\d\.\d M,.*\n +WARNING: .*; --epochs=10 would be within it\n"),
+        (20, "--keep-weights=words", r"budget.*\n(?!words)"),
+    ):
+        out = f"--out={tmp_path / flag}-{epochs}"
+        args = flags.get_args([*small_track, out, f"--epochs={epochs}", "--max-updates=1", flag])
+        assert train.main(args) == 0
+        assert re.search(wanted, capsys.readouterr().out)
+
+
+def test_a_run_that_kept_no_weights_by_words_has_no_checkpoints(run_folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        export_main(run_folder, tmp_path / "model", "--checkpoints")
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and err.count("\n") == 1 and "--checkpoints=babylm" in err
+    assert not (tmp_path / "model").exists()
 
 
 def test_the_command_overwrites_an_export_only_when_told_to(run_folder, tmp_path):
