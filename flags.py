@@ -204,9 +204,8 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
         "(default: the budget)")
     add("--eval-every", type=count, help="updates between evaluations (default: an eighth of the budget)")
     add("--keep-weights", "--checkpoints", choices=KEEP, help="keep weights for tools.average and tools.export: of "
-        "every evaluation; babylm and words: at the challenge's numbers of words (1M to 9M, 10M to 100M, 200M to "
-        "1000M), babylm with the last one of its track at the end; or at the same 28 shares of the budget (default: "
-        "none)")
+        "every evaluation; at the challenge's numbers of words (1M to 9M, 10M to 100M, 200M to 1000M), babylm with the "
+        "last one of a track at the end; or at the same 28 shares of the budget (default: none)")
     add("--save-every", type=count, help="updates between checkpoints (default: five minutes of training)")
     add("--norms-every", type=count, default=10, help="updates between two measurements of norms")
     add("--cache", type=Path, default=Path("data/cache"), help="where prepared text is kept")
@@ -324,15 +323,14 @@ def milestones(args: argparse.Namespace, words_per_token: float) -> dict[int, in
 def updates_to_keep(args: argparse.Namespace, budget: int, end: int, words_per_token: float) -> set[int]:
     """The updates after which --keep-weights keeps the weights.
 
-    A text of nearly 10 (100) million words, a part of it held out, has not been read for quite 100 (1000) million words
-    after ten passes: with babylm the end stands for them if it comes at most a tenth before.
+    Ten passes end before 100 (1000) million words, as text is held out: babylm keeps an end at most a tenth before.
     """
     if args.keep_weights == "evaluations":
         return {*range(args.eval_every, end + 1, args.eval_every), end}
     if args.keep_weights in ("babylm", "words"):
         at = milestones(args, words_per_token)
-        ends = args.keep_weights == "babylm" and any(0.9 * at[limit] <= budget < at[limit] for limit in (100, 1000))
-        return {*at.values(), *([budget] if ends else [])}
+        short = args.keep_weights == "babylm" and any(0.9 * at[limit] <= budget < at[limit] for limit in (100, 1000))
+        return {*at.values()} | ({budget} if short else set())
     return {math.ceil(million / MILESTONES[-1] * budget) for million in MILESTONES} if args.keep_weights else set()
 
 

@@ -257,14 +257,12 @@ def header(run) -> None:
     if run.end < args.warmup:
         print(f"note    ends at update {run.end}, within its warm-up of {args.warmup}: a lower --warmup is better here")
     if args.keep_weights == "babylm":
-        text, per_token = meta["n_words"] / MILLION, meta["n_words"] / meta["n_tokens"] / MILLION
-        words, limit = run.budget * args.batch_size * args.block_size * per_token, 100 if text <= 10 else 1000
-        print(
-            f"words   {words:,.1f} M, {text:,.1f} M in the text; the challenge allows {limit} M, {limit // 10} M in it"
-        )
-        if words > limit or 10 * text > limit:
-            remedy = "a shorter text" if 10 * text > limit else f"--epochs={int(args.epochs * limit / words)}"
-            print(f"        WARNING: that is beyond what the challenge allows; {remedy} would be within it")
+        text, tokens = meta["n_words"] / MILLION, run.budget * args.batch_size * args.block_size
+        words, limit = tokens * text / meta["n_tokens"], 100 if text <= 10 else 1000
+        print(f"words   {words:,.1f} M, {text:,.1f} M in the text; BabyLM allows {limit} M, {limit // 10} M in it")
+        if words > limit or text > limit / 10:
+            fitting = "a shorter text" if text > limit / 10 else f"--epochs={int(args.epochs * limit / words)}"
+            print(f"        WARNING: that is more than BabyLM allows; {fitting} would be within it")
 
 
 def report(run) -> None:

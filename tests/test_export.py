@@ -290,7 +290,7 @@ def test_checkpoints_by_words_are_the_same_whether_or_not_the_run_was_stopped(sm
 
     whole = train_it("whole")
     told = capsys.readouterr().out
-    assert "the challenge allows 100 M, 10 M in it" in told and "WARNING" not in told
+    assert "BabyLM allows 100 M, 10 M in it" in told and "WARNING" not in told
     stopped = train_it("stopped", "--max-updates=47")
     checkpoint.save_weights(stopped, 51, {})  # as if it had gone on after its last checkpoint
     train_it("stopped", "--resume", f"--max-updates={10**6}")
@@ -322,7 +322,7 @@ def test_more_words_than_the_challenge_allows_are_said(small_track, tmp_path, ca
         (
             10,
             "--checkpoints=babylm",
-            r"words +9\d\.\d M, 10\.0 M in the text; the challenge allows 100 M, 10 M in it\n(?! )",
+            r"words +9\d\.\d M, 10\.0 M in the text; BabyLM allows 100 M, 10 M in it\n(?! )",
         ),
         (20, "--checkpoints=babylm", r"words +19\d\.\d M,.*\n +WARNING: .*; --epochs=10 would be within it\n"),
         (20, "--keep-weights=words", r"budget.*\n(?!words)"),

@@ -35,6 +35,7 @@ def is_long(command: str) -> bool:
 
 def commands_of(text: str) -> list[str]:
     """The indented lines, without their comments, each once and in order."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     return list(dict.fromkeys(shlex.join(words_of(line)) for line in re.findall(r"^    (\S.*)$", text, re.MULTILINE)))
 
 
