@@ -16,13 +16,20 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 export PYTHON=$python PYTHONUNBUFFERED=1
 parts=(tests doctor default bench loss memory table)
-prefix="train.py --data=data/e5-gpu/tokens --preset=117m --mode=random --max-updates=200 --eval-every=200 --resume"
+
+# A training into a folder, or what is left of it: train OUT FLAG...
+train() {
+    local out=$1 resume=
+    shift
+    [ ! -f "$out/config.json" ] || resume=--resume
+    "$python" train.py "$@" $resume --out="$out"
+}
 
 tests() { "$python" -m pytest -v -rs -m gpu tests/test_gpu.py; }
 
 doctor() { "$python" -m tools.doctor || [ $? = 1 ]; } # 1: there is a problem, and that is told
 
-default() { "$python" train.py --mode=bcp --p=1 --resume --out=out/gpu-default; }
+default() { train out/gpu-default --mode=bcp --p=1; }
 
 bench() { # and the numbers as JSON, those of a CPU excepted
     "$python" -m tools.bench --quick --no-programs || return
@@ -32,9 +39,9 @@ bench() { # and the numbers as JSON, those of a CPU excepted
 }
 
 loss() { # of 117m against updates: the way that trains, and beside it the plain one
-    # shellcheck disable=SC2086
-    "$python" $prefix --out=out/gpu-bfloat16 --dtype=bfloat16 --compile &&
-        "$python" $prefix --out=out/gpu-float32 --dtype=float32 --no-compile --grad-accum=2 &&
+    local run=(--data=data/e5-gpu/tokens --preset=117m --mode=random --max-updates=200 --eval-every=200)
+    train out/gpu-bfloat16 "${run[@]}" --dtype=bfloat16 --compile &&
+        train out/gpu-float32 "${run[@]}" --dtype=float32 --no-compile --grad-accum=2 &&
         "$python" - <<'END'
 from pathlib import Path
 
