@@ -3,8 +3,10 @@
     python data.py --data=toy
     python train.py --data=FOLDER        # the folder that data.py names
 
-A *line* is an utterance, a sentence or a paragraph: the unit that curriculum.py orders. Files are split at "\\n" alone.
-An empty line, or the end of a file, ends a *document*: the unit that is held out. A prepared folder has
+A *line* is an utterance, a sentence or a paragraph: the unit that curriculum.py orders. It ends with "\\n" or "\\r\\n".
+A line without text, or the end of a file, ends a *document*: the unit that is held out. --split=sentences cuts lines
+after . ! ? or …, and quotes or brackets that close there, if what follows, after white space, begins with anything but
+a small letter of a to z; not after Mr, Mrs, Ms, Dr, Jr, Sr, St or one capital letter. A prepared folder has
 
     tokens.bin      uint16: every line in the order of the corpus, each followed by the end-of-text token
     index.npz       line_start int64 (n_lines + 1,)  offset of each line in tokens.bin
@@ -25,13 +27,11 @@ import argparse
 import base64
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import re
 import secrets
 import shutil
-import stat
 import sys
 import zipfile
 import zlib
@@ -43,7 +43,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import accumulate, chain, repeat
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -61,7 +60,8 @@ DOWNLOADS = {
 }
 DOWNLOAD_PAGE = "https://osf.io/ad7qg"
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
-MAX_UNPACKED = 4 << 30  # bytes; the larger corpus has about 0.6 GB
+MAX_UNPACKED = 4 << 30  # bytes that a .zip or a .gz may hold; the larger corpus has about 0.6 GB
+MAX_LINE = 1 << 26  # bytes
 
 # GPT-2's pattern with every repetition bounded: no input makes the regex engine backtrack until it panics (a million
 # spaces do, otherwise), or makes a word of megabytes on which BPE takes hours. A tab is always a piece of its own, so
@@ -72,11 +72,17 @@ PATTERN = r"""'(?i:[sdmt]|ll|ve|re)| ?\p{L}{1,32}| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]
 # a million spaces, and rustbpe holds many pieces in memory at a time.
 LONGEST_PIECE = 100_000
 
+SENTENCE_END = re.compile(
+    r"""(?<!\b[A-Z])(?<!\bM[rs])(?<!\bMrs)(?<!\b[DSJ][rt])([.!?…]["'”’)\]]*)\s+(?=["'“‘(\[]*[^\W_a-z])"""
+)
 LABEL = re.compile(r"\*?[^\W_](?:[^\W_]|[ .'\-]){0,31}:\t")
 
 
 class DataError(ValueError):
     """A wrong corpus or setting. Its message is one line: the flag or file, what is wrong, what would be right."""
+
+    def __init__(self, message: str) -> None:  # control characters, which names of files may have, are escaped
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 # --- Preparation ------------------------------------------------------------------------------------------------------
@@ -121,60 +127,55 @@ class Text:
     """A corpus before its preparation."""
 
     name: str
-    digest: str  # of its content
-    n_bytes: int | None
-    lines: Callable[[tqdm], Iterator[str]]  # without their "\n"; "" ends a document, possibly many in a row
+    digest: str  # of its lines; of toy.py
+    lines: Callable[[], Iterator[str]]  # without their ends; "" ends a document, possibly many in a row
+    n_lines: int | None = None  # None: not counted, of toy.py
+    line_stage: np.ndarray | None = None  # only a folder of stages has some
     pairs: Callable[[], dict] | None = None  # minimal pairs; only the built-in corpus has some
-    stages: Callable[[], Iterator[int]] | None = None  # of its lines; only a folder of stages has some
 
 
 def prepare(
-    data: str,
-    cache: Path,
-    tokenizer: str = "bpe",
-    vocab_size: int | None = None,
-    propose: int = 16384,
-    val_share: float = 0.05,
-    encoding_errors: str = "strict",
-    quiet: bool = False,
-) -> Path:
+    data: str, cache: Path, tokenizer: str = "bpe", vocab_size: int | None = None, propose: int = 16384,
+    val_share: float = 0.05, encoding_errors: str = "strict", split: str = "lines", quiet: bool = False,
+) -> Path:  # fmt: skip
     """Prepare a corpus, or find it prepared in `cache`, and return its folder.
 
     data: 'toy', 'babylm-10m', 'babylm-100m', a text file, a folder of them, or a prepared folder (returned as it is).
     vocab_size: tokens, end-of-text included; None takes `propose`, or as many as the text gives, and says so.
-    val_share: share of the documents to hold out, 0 <= val_share < 1.
+    val_share: share of the tokens to hold out, in whole documents, 0 <= val_share < 1.
     Raises DataError for a wrong corpus or setting, OSError if the machine fails.
     """
     cache = Path(cache)
-    wanted = check_settings(data, tokenizer, vocab_size, propose, val_share, encoding_errors)
+    wanted = check_settings(data, tokenizer, vocab_size, propose, val_share, encoding_errors, split)
     if data == "toy":
-        text = toy_text()
+        import toy
+
+        lines = lambda: chain.from_iterable((*scene, "") for scene in toy.documents())  # noqa: E731
+        text = Text("toy", file_digest(Path(toy.__file__)), lines, pairs=toy.minimal_pairs)
     else:
         path = fetch(data, cache, quiet) if data in DOWNLOADS else Path(data)
         if (path / "meta.json").exists():
-            check_suits(open_prepared(path), tokenizer, vocab_size)
+            check_suits(open_prepared(path), tokenizer, vocab_size, split)
             return path
-        text = text_of_files(path, encoding_errors)
+        text = text_of_files(path, encoding_errors, split)
 
     settings = dict(tokenizer=tokenizer, vocab_size=wanted, val_share=float(val_share), encoding_errors=encoding_errors)
+    settings |= {} if split == "lines" else {"split": split}
     key = hashlib.blake2b(json.dumps([FORMAT, text.digest, settings]).encode()).hexdigest()[:12]
     folder = cache / f"{text.name}-{key}"
     if not folder.is_dir():
-        if not any(text.lines(tqdm(disable=True))):
+        if not any(text.lines()):
             raise DataError(f"--data: {data} holds no line of text; a corpus needs at least one")
         with new_folder(folder) as work:
             fill(work, text, settings, quiet)
 
-    corpus, notes = open_prepared(folder), []
-    largest = corpus.vocab_size
-    if largest < wanted:
-        if vocab_size is not None:
-            raise DataError(f"--vocab-size={vocab_size} is more than this text gives; the largest is {largest}")
-        notes.append(f"the text gives a vocabulary of {largest} tokens, not the {wanted} proposed")
-    if val_share and not corpus.doc_val.any():
-        notes.append("the corpus has only one document (empty lines end documents): nothing is held out")
-    for note in notes if not quiet else ():
-        print(f"data: {note}", file=sys.stderr)
+    corpus = open_prepared(folder)
+    if (largest := corpus.vocab_size) < wanted and vocab_size is not None:
+        raise DataError(f"--vocab-size={vocab_size} is more than this text gives; the largest is {largest}")
+    if largest < wanted and not quiet:
+        print(f"data: the text gives a vocabulary of {largest} tokens, not the {wanted} proposed", file=sys.stderr)
+    if val_share and not quiet and not corpus.doc_val.any():
+        print("data: nothing is held out of a single document (lines without text end documents)", file=sys.stderr)
     return folder
 
 
@@ -192,18 +193,24 @@ def about_words(data: str) -> float:
 
 def fill(work: Path, text: Text, settings: dict, quiet: bool) -> None:
     """Write the files of a prepared folder."""
-    with progress("tokenizer", text.n_bytes, quiet) as bar:
-        train = {"bpe": train_bpe, "unigram": train_unigram}.get(settings["tokenizer"])
-        spec = train(text.lines(bar), settings["vocab_size"]) if train else gpt2_tokenizer()
+    train = {"bpe": train_bpe, "unigram": train_unigram}.get(settings["tokenizer"])
+    bar = partial(tqdm, total=text.n_lines, unit="line", unit_scale=True, delay=1, disable=quiet or None)
+    spec = train(bar(text.lines(), "tokenizer"), settings["vocab_size"]) if train else gpt2_tokenizer()
     write_sealed(work / "tokenizer.json", spec)
-    encoding = load_tokenizer(work / "tokenizer.json")
-    with progress("encoding", text.n_bytes, quiet) as bar:
-        index, n_words = encode_lines(text.lines(bar), encoding, work / "tokens.bin", settings["val_share"])
-    if text.stages:
-        index["line_stage"] = np.fromiter(text.stages(), np.uint8)
+    encoding, encoded = load_tokenizer(work / "tokenizer.json"), hashlib.blake2b(digest_size=16)
+    lines = hashed(bar(text.lines(), "encoding"), encoded)
+    index, n_words = encode_lines(lines, encoding, work / "tokens.bin", settings["val_share"])
+    if text.line_stage is not None:
+        index["line_stage"] = text.line_stage
+        encoded.update(text.line_stage)
+    if text.n_lines is not None and encoded.hexdigest() != text.digest:
+        raise DataError(f"--data: {text.name} changed while it was being prepared; start again")
     np.savez(work / "index.npz", **index)
     if text.pairs:
-        (work / "pairs.json").write_text(json.dumps(encode_pairs(text.pairs(), encoding)))
+        encode = encoding.encode_ordinary
+        pairs = {uid: [[encode(pair["sentence_good"]), encode(pair["sentence_bad"])] for pair in some]
+                 for uid, some in text.pairs().items()}  # fmt: skip
+        (work / "pairs.json").write_text(json.dumps(pairs))
     files = {p.name: {"bytes": p.stat().st_size, "blake2b": file_digest(p)} for p in sorted(work.iterdir())}
     meta = dict(format=FORMAT, corpus=text.name, content=text.digest, settings=settings, files=files)
     meta |= dict(vocab_size=encoding.n_vocab, eot=encoding.n_vocab - 1, n_tokens=int(index["line_start"][-1]))
@@ -213,11 +220,13 @@ def fill(work: Path, text: Text, settings: dict, quiet: bool) -> None:
 
 
 def check_settings(
-    data: str, tokenizer: str, vocab_size: int | None, propose: int, val_share: float, encoding_errors: str
+    data: str, tokenizer: str, vocab_size: int | None, propose: int, val_share: float, encoding_errors: str, split: str
 ) -> int:
     """The vocabulary size to aim at. Raises DataError for a wrong corpus or setting."""
-    if tokenizer not in ("bpe", "unigram", "gpt2"):
-        raise DataError(f"--tokenizer={tokenizer} is unknown; it takes bpe, unigram or gpt2")
+    flags = (("tokenizer", tokenizer), ("encoding-errors", encoding_errors), ("split", split))
+    for (flag, value), known in zip(flags, ("bpe, unigram, gpt2", "strict, replace", "lines, sentences"), strict=True):
+        if value not in known.split(", "):
+            raise DataError(f"--{flag}={value} is unknown; it takes {known}")
     if tokenizer == "gpt2" and vocab_size not in (None, 50257):
         raise DataError(f"--vocab-size={vocab_size} does not go with --tokenizer=gpt2, which has 50257; leave it out")
     wanted = 50257 if tokenizer == "gpt2" else propose if vocab_size is None else vocab_size
@@ -226,29 +235,27 @@ def check_settings(
         raise DataError(f"--vocab-size={wanted} is out of range; it takes {least} (the bytes) to {MAX_VOCAB}")
     if not 0 <= val_share < 1:
         raise DataError(f"--val-share={val_share} is out of range; it takes a number from 0 to below 1")
-    if encoding_errors not in ("strict", "replace"):
-        raise DataError(f"--encoding-errors={encoding_errors} is unknown; it takes strict or replace")
     if data not in ("toy", *DOWNLOADS) and (not data or not Path(data).exists()):
         raise DataError(f"--data: {data!r} is no corpus; it takes toy, {', '.join(DOWNLOADS)}, a text file, a folder "
                         "of *.txt or *.train files (or those .gz), or a prepared folder")  # fmt: skip
     return wanted
 
 
-def check_suits(prepared: Corpus, tokenizer: str, vocab_size: int | None) -> None:
-    """A prepared folder brings its tokenizer with it. Raises DataError if the flags ask for another."""
+def check_suits(prepared: Corpus, tokenizer: str, vocab_size: int | None, split: str) -> None:
+    """A prepared folder brings its tokenizer and its lines. Raises DataError if the flags ask for others."""
+    right = f"leave it out, the prepared folder {prepared.folder} has its own"
     if vocab_size not in (None, prepared.vocab_size):
-        right = f"leave it out, --data={prepared.folder} was prepared with {prepared.vocab_size}"
-        raise DataError(f"--vocab-size={vocab_size} does not fit: {right}")
+        raise DataError(f"--vocab-size={vocab_size} does not fit: {right}, {prepared.vocab_size} tokens")
     if tokenizer not in ("bpe", prepared.meta["settings"]["tokenizer"]):
-        raise DataError(f"--tokenizer={tokenizer} does not fit: --data={prepared.folder} has its own; leave it out")
+        raise DataError(f"--tokenizer={tokenizer} does not fit: {right}")
+    if split not in ("lines", prepared.meta["settings"].get("split")):
+        raise DataError(f"--split={split} does not fit: {right} lines")
 
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A working folder beside `final` that takes its name when the block ends well, and is removed when it does not.
-
-    If another process was first, its folder stays. A killed process leaves its working folder (its name starts with a
-    dot), which nothing reads and anybody may delete.
+    """A working folder beside `final` that takes its name when the block ends well, and is removed when it does not. If
+    another process was first, its folder stays. A killed one leaves `.final...`, which nothing reads: delete it.
     """
     work = final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(4)}")
     work.mkdir(parents=True)
@@ -263,89 +270,92 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def progress(what: str, total: int | None, quiet: bool) -> tqdm:
-    """A bar that counts bytes; invisible unless stderr is a terminal and the work takes more than a second."""
-    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=1, disable=True if quiet else None)
+def summary(data: str, corpus: Corpus) -> str:
+    """What was read, in one line."""
+    meta, files, left_out = corpus.meta, [], Counter()
+    if Path(data).is_dir() and not (Path(data) / "meta.json").exists():
+        files = corpus_files(Path(data), left_out)
+    held_out = np.diff(corpus.line_start)[corpus.val_lines()].sum() / meta["n_tokens"]
+    read = (
+        f"{len(files):,} file{'s' * (len(files) > 1)}, " if files else ""
+    ) + f"{meta['n_words']:,} words in {meta['n_docs']:,} documents"
+    others = "; left out: " * bool(left_out) + ", ".join(f"{count:,} {why}" for why, count in left_out.items())
+    return f"{read}, {100 * held_out:.1f} % of the tokens held out{others}"
 
 
 # --- Text -------------------------------------------------------------------------------------------------------------
 
 
-def toy_text() -> Text:
-    """The built-in corpus."""
-    import toy
-
-    def lines(bar: tqdm) -> Iterator[str]:
-        for scene in toy.documents():
-            for line in scene:
-                yield line
-                bar.update(len(line) + 1)
-            yield ""
-
-    return Text("toy", file_digest(Path(toy.__file__)), None, lines, toy.minimal_pairs)
-
-
-def text_of_files(path: Path, encoding_errors: str) -> Text:
+def text_of_files(path: Path, encoding_errors: str, split: str) -> Text:
     """A text file, or a folder of them."""
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name).strip("-.")[:40] or "corpus"
     files = corpus_files(path)
-    outer, n_bytes = hashlib.blake2b(digest_size=16), 0
-    for file in files:
-        inner = hashlib.blake2b(digest_size=16)
-        with open_text(file) as content:
-            while chunk := content.read(1 << 20):
-                inner.update(chunk)
-                n_bytes += len(chunk)
-        outer.update(inner.digest())  # digests, not contents: the end of a file ends a document
     found = [STAGE.match(file.relative_to(path).as_posix()) for file in files]
-    stages = [int(match[1]) for match in found] if all(found) else []
-    outer.update(bytes(stages))
-    per_line = partial(line_stages, files, stages, encoding_errors) if stages else None
-    return Text(name, outer.hexdigest(), n_bytes, partial(file_lines, files, encoding_errors), stages=per_line)
+    lines = partial(file_lines, encoding_errors=encoding_errors, split=split)
+    digest, line_stage = hashlib.blake2b(digest_size=16), bytearray()
+    for file, stage in zip(files, found, strict=True):
+        line_stage += bytes([int(stage[1]) if stage else 0]) * sum(map(bool, hashed(lines([file]), digest)))
+    line_stage = np.frombuffer(line_stage, np.uint8)
+    digest.update(line_stage if all(found) else b"")
+    return Text(name, digest.hexdigest(), partial(lines, files), len(line_stage), line_stage if all(found) else None)
 
 
-def line_stages(files: list[Path], stages: list[int], encoding_errors: str) -> Iterator[int]:
-    """The stage of every line of the files, of which `stages` has one each."""
-    for file, stage in zip(files, stages, strict=True):
-        yield from (stage for line in file_lines([file], encoding_errors, tqdm(disable=True)) if line)
+def hashed(lines: Iterable[str], digest: "hashlib._Hash") -> Iterator[str]:
+    """The lines; on their way they go into the digest."""
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+        yield line
 
 
-def corpus_files(path: Path) -> list[Path]:
-    """The text files of a corpus: the file itself, or a folder's files in the order of their relative paths."""
-    if path.is_file():
+def corpus_files(path: Path, left_out: Counter[str] | None = None) -> list[Path]:
+    """The text files of a corpus: the file itself, or a folder's files in the order of their relative paths.
+
+    Links to folders are followed, each folder is read once. What of a folder was left out is counted in `left_out`.
+    """
+    if not path.is_dir():
+        if not path.is_file() or path.suffix.lower() in (".jsonl", ".json"):
+            raise DataError(f"--data: {path} is no text; write its texts to a .txt file, an empty line after each")
         return [path]
-    files = [p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file()]
+    files, met, left_out = [], set(), Counter() if left_out is None else left_out
+    unreadable = lambda _: left_out.update(["unreadable"])  # noqa: E731
+    for folder, subfolders, names in os.walk(path, onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(folder)) in met:
+            left_out["folders met before"] += 1
+            subfolders.clear()
+            continue
+        met.add(real)
+        subfolders.sort()
+        for file in (Path(folder, name) for name in names):
+            readable = file.is_file() and os.access(file, os.R_OK)
+            why = "empty" if readable and not file.stat().st_size else "" if readable else "unreadable"
+            why = why if file.name.lower().endswith(SUFFIXES) else "with another ending"
+            left_out.update([why] if why else [])
+            files += [] if why else [file]
     if not files:
         raise DataError(f"--data: the folder {path} holds no text; it needs *.txt or *.train files (or those .gz)")
     return sorted(files, key=lambda p: p.relative_to(path).as_posix())
 
 
-@contextmanager
-def open_text(path: Path) -> Iterator[BinaryIO]:
-    """A text file, unpacked if it ends in .gz. Raises DataError if that is damaged."""
-    try:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            yield file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"--data: {path} is cut off or damaged ({one_line(error)}); it must be a whole .gz") from None
-
-
-def file_lines(files: list[Path], encoding_errors: str, bar: tqdm) -> Iterator[str]:
-    """The lines of the files without their "\\n"; "" ends a document."""
+def file_lines(files: list[Path], encoding_errors: str = "strict", split: str = "lines") -> Iterator[str]:
+    """The lines of the files without their ends; "" ends a document. Raises DataError for what cannot be read."""
     for path in files:
-        offset = 0
-        with open_text(path) as file:
-            for raw in file:
-                try:
-                    line = raw.removesuffix(b"\n").decode("utf-8", encoding_errors)
-                except UnicodeDecodeError as error:
-                    where = f"{path} is not UTF-8 at byte {offset + error.start} (counted from 0)"
-                    remedy = "prepare the folder with: python data.py --encoding-errors=replace --data=..."
-                    raise DataError(f"--data: {where}; convert it to UTF-8, or {remedy}") from None
-                # A lone "\r" is how an empty line looks in a file with CRLF line ends. Other "\r" belong to the text.
-                yield "" if line == "\r" else line
-                offset += len(raw)
-                bar.update(len(raw))
+        number, n_bytes, packed = 0, 0, path.suffix.lower() == ".gz"
+        try:
+            with gzip.open(path) if packed else open(path, "rb") as file:
+                for number, raw in enumerate(iter(partial(file.readline, MAX_LINE + 1), b""), 1):  # noqa: B007
+                    n_bytes += len(raw)
+                    if len(raw) > MAX_LINE or (packed and n_bytes > MAX_UNPACKED):
+                        most = f"{MAX_LINE:,} bytes in a line and {MAX_UNPACKED:,} in a .gz"
+                        raise DataError(f"--data: {path} is too large at line {number}; cut it up, it takes {most}")
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8", encoding_errors)
+                    line = line.removesuffix("\n").removesuffix("\r") if line.strip() else ""
+                    yield from SENTENCE_END.sub(r"\1\n", line).split("\n") if split == "sentences" else (line,)
+        except UnicodeDecodeError as error:
+            where = f"{path} is not UTF-8 in line {number} (at its byte {error.start + 1})"
+            remedy = "prepare the folder with: python data.py --encoding-errors=replace --data=..."
+            raise DataError(f"--data: {where}; convert it to UTF-8, or {remedy}") from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"--data: {path} is no whole .gz ({one_line(error)}); get it again, or unpack it") from None
         yield ""
 
 
@@ -474,38 +484,33 @@ def encode_lines(lines: Iterable[str], encoding, path: Path, val_share: float) -
                 doc_hash += document.digest()
                 document = hashlib.blake2b(digest_size=8)
 
-    doc_val = choose_validation(np.frombuffer(doc_hash, "<u8"), val_share)
-    held_out = np.repeat(doc_val, np.diff(np.frombuffer(doc_start, np.int64)))
+    first_line, first_token = np.frombuffer(doc_start, np.int64), np.frombuffer(line_start, np.int64)
+    doc_val = choose_validation(np.frombuffer(doc_hash, "<u8"), np.diff(first_token[first_line]), val_share)
+    held_out = np.repeat(doc_val, np.diff(first_line))
     hashes, seen = np.frombuffer(line_hash, "<u8"), np.zeros(len(held_out), bool)
     seen[held_out] = np.isin(hashes[held_out], hashes[~held_out])
-    index = {
-        "line_start": np.frombuffer(line_start, np.int64),
-        "line_label": np.frombuffer(line_label, np.uint8),
-        "line_seen": seen,
-        "doc_start": np.frombuffer(doc_start, np.int64),
-        "doc_val": doc_val,
-    }
+    labels = np.frombuffer(line_label, np.uint8)
+    index = dict(line_start=first_token, line_label=labels, line_seen=seen, doc_start=first_line, doc_val=doc_val)
     return index, n_words
 
 
-def choose_validation(doc_hash: np.ndarray, val_share: float) -> np.ndarray:
+def choose_validation(doc_hash: np.ndarray, doc_tokens: np.ndarray, val_share: float) -> np.ndarray:
     """Which documents to hold out, by the hash (uint64) of their content: identical documents go together.
 
-    If the hashes of a small corpus pick none, the lowest is held out. If they pick all, the highest is trained on.
+    Those with the lowest hashes are. If they have less than half of the wanted share of the tokens, or more than twice
+    as much: in the order of hashes, each document that still fits; if none does, the smallest.
     """
-    distinct = np.unique(doc_hash)
+    distinct, which = np.unique(doc_hash, return_inverse=True)
     if val_share == 0 or len(distinct) == 1:
         return np.zeros(len(doc_hash), bool)
-    val = doc_hash < np.uint64(int(val_share * 2**64))
-    if not val.any():
-        return doc_hash == distinct[0]
-    return doc_hash != distinct[-1] if val.all() else val
-
-
-def encode_pairs(pairs: dict[str, list], encoding) -> dict[str, list]:
-    """The built-in corpus's minimal pairs by paradigm, as [good ids, bad ids]."""
-    encode = encoding.encode_ordinary
-    return {uid: [[encode(p["sentence_good"]), encode(p["sentence_bad"])] for p in pairs[uid]] for uid in pairs}
+    held_out, size = distinct < np.uint64(int(val_share * 2**64)), np.bincount(which, doc_tokens) / doc_tokens.sum()
+    if not val_share / 2 <= size[held_out].sum() <= min(2 * val_share, (1 + val_share) / 2):
+        held_out[:], room = False, val_share
+        for i in np.flatnonzero(size <= room):
+            if size[i] <= room:
+                held_out[i], room = True, room - size[i]
+        held_out[size.argmin()] |= not held_out.any()
+    return held_out[which]
 
 
 # --- Prepared folders -------------------------------------------------------------------------------------------------
@@ -599,81 +604,52 @@ def one_line(error: BaseException) -> str:
 
 
 def fetch(name: str, cache: Path, quiet: bool) -> Path:
-    """The folder with the text of a published corpus: found in the cache, unpacked from a zip there, or downloaded.
-
-    A zip in the cache that is not the published one is downloaded again.
-    Raises DataError, saying what to fetch by hand and where to put it, if that fails.
+    """The folder with the text of a published corpus: found in the cache, unpacked from a zip there, or downloaded
+    (again, if that zip is another). Raises DataError, saying what to fetch by hand and where to put it, if that fails.
     """
     url, zip_name, md5 = DOWNLOADS[name]
     folder, archive = cache / "download" / name, cache / "download" / zip_name
     if folder.is_dir():
         return folder
-    if importlib.util.find_spec("pooch") is None:
-        raise DataError(f"--data={name}: pooch, which downloads it, is missing: pip install pooch")
     try:
-        download(url, archive, md5, quiet)
+        import pooch
+        import requests
+    except ImportError:
+        raise DataError(f"--data={name}: pooch, which downloads it, is missing: pip install pooch") from None
+    pooch.get_logger().setLevel("WARNING")
+    downloader = pooch.HTTPDownloader(progressbar=not quiet and sys.stderr.isatty(), timeout=DOWNLOAD_TIMEOUT)
+    try:
+        pooch.retrieve(url, md5 and f"md5:{md5}", zip_name, archive.parent, downloader=downloader)
         unpack(archive, folder)
-    except DataError as error:
+    except (requests.RequestException, ValueError) as error:  # ValueError: pooch compared the md5, or ours
         page = f"page: {DOWNLOAD_PAGE}" + (f", md5: {md5}" if md5 else "")
         by_hand = f"fetch {url} by hand ({page}) and put it at {archive}, or its *.train files into {folder}"
-        raise DataError(f"--data={name}: {error}; {by_hand}") from None
+        raise DataError(f"--data={name}: {one_line(error)}; {by_hand}") from None
     return folder
 
 
-def download(url: str, archive: Path, md5: str | None, quiet: bool) -> None:
-    """Download to `archive` unless it is there. Raises DataError if it cannot be had whole, or is another file."""
-    import pooch
-    import requests
-
-    pooch.get_logger().setLevel("WARNING")
-    bar = not quiet and sys.stderr.isatty()
-    downloader = pooch.HTTPDownloader(progressbar=bar, timeout=DOWNLOAD_TIMEOUT)
-    try:
-        pooch.retrieve(url, md5 and f"md5:{md5}", archive.name, archive.parent, downloader=downloader)
-    except requests.RequestException as error:
-        raise DataError(f"{url} cannot be had ({one_line(error)})") from None
-    except ValueError:  # pooch compared the md5
-        raise DataError(f"{url} sent something else than the published file") from None
-
-
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the *.txt and *.train members of a zip into `folder` under their base names, all or nothing.
-
-    Raises DataError for an archive that is damaged, holds no text, or could write outside the folder.
+    """Unpack the *.txt and *.train members of a zip into `folder`, all or nothing, under their base names: whatever the
+    archive says, nothing is written elsewhere. Raises DataError for one that is damaged or too large, or holds no text.
     """
     try:
         with zipfile.ZipFile(archive) as source:
-            members = text_members(source)
+            # __MACOSX holds Apple's file attributes under the names of the files.
+            texts = [i for i in source.infolist() if re.search(r"^(?!__macosx/).*\.(txt|train)$", i.filename.lower())]
+            names = [re.split(r"[/\\]", info.filename)[-1] for info in texts]
+            if not texts or len({name.lower() for name in names}) < len(names):
+                raise DataError("holds two files of one name" if texts else "holds no *.train or *.txt file")
+            if sum(info.file_size for info in texts) > MAX_UNPACKED:  # zipfile unpacks no more than file_size says
+                raise DataError(f"unpacks to more than {MAX_UNPACKED} bytes")
             with new_folder(folder) as work:
-                for name, info in members.items():
+                for info, name in zip(texts, names, strict=True):
                     info.filename = name
                     source.extract(info, work)
-    except DataError as error:
-        raise DataError(f"{archive} {error}: refused; delete it") from None
     except OSError:
         raise
     except Exception as error:  # zipfile raises a dozen kinds for a damaged archive
-        raise DataError(f"{archive} is no whole zip ({one_line(error)}); delete it") from None
-
-
-def text_members(source: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The *.txt and *.train members of a zip by base name. DataError if one of its members is not to be trusted."""
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in source.infolist():
-        parts = info.filename.replace("\\", "/").split("/")
-        if not parts[0] or ".." in parts or ":" in parts[0] or stat.S_ISLNK(info.external_attr >> 16):
-            raise DataError(f"holds {info.filename!r}, a link or a way out")
-        # __MACOSX holds Apple's file attributes under the names of the files.
-        if parts[0] == "__MACOSX" or not parts[-1].lower().endswith((".txt", ".train")):
-            continue
-        if parts[-1].lower() in map(str.lower, members):
-            raise DataError(f"holds two files named {parts[-1]}")
-        members[parts[-1]] = info
-    if not members:
-        raise DataError("holds no *.train or *.txt file")
-    if sum(info.file_size for info in members.values()) > MAX_UNPACKED:  # zipfile unpacks no more than file_size says
-        raise DataError(f"unpacks to more than {MAX_UNPACKED} bytes")
-    return members
+        what = f"{error}: refused" if isinstance(error, DataError) else f"is no whole zip ({one_line(error)})"
+        raise DataError(f"{archive} {what}; delete it") from None
 
 
 # --- Program ----------------------------------------------------------------------------------------------------------
@@ -681,22 +657,20 @@ def text_members(source: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 def get_parser() -> argparse.ArgumentParser:
     """The flags. `python data.py --help` prints this list."""
-    parser = argparse.ArgumentParser(
-        prog="data.py",
-        usage=argparse.SUPPRESS,  # so that an error is one line
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    # Without a usage text an error is one line.
+    parser = argparse.ArgumentParser("data.py", argparse.SUPPRESS, __doc__, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument
     # fmt: off
     add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
         "a prepared folder, babylm-10m or babylm-100m (default: toy)")
     add("--tokenizer", default="bpe", help="bpe or unigram, trained on the text, or gpt2 (default: bpe)")
-    add("--vocab-size", type=int, help="tokens, end-of-text included (default: 16384, or what the text gives)")
-    add("--val-share", type=float, default=0.05, help="share of documents held out (default: 0.05)")
+    add("--vocab-size", type=int, help="tokens, end-of-text included (default: as train.py proposes without "
+        "--preset, 16384 with a GPU and 2048 without, or what the text gives)")
+    add("--val-share", type=float, default=0.05, help="share of the tokens held out, as documents (default: 0.05)")
     add("--encoding-errors", default="strict",
         help="text that is not UTF-8: strict stops, replace puts U+FFFD in its place (default: strict)")
+    add("--split", default="lines", help="sentences cuts lines after each sentence, see above (default: lines)")
     add("--cache", type=Path, default=Path("data/cache"), help="where prepared corpora are kept (default: data/cache)")
     # fmt: on
     return parser
@@ -705,19 +679,23 @@ def get_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Prepare a corpus; print its folder and counts."""
     parser = get_parser()
+    args = parser.parse_args()
+    from model import PRESETS, torch
+
     try:
-        folder = prepare(**vars(parser.parse_args()))
+        preset = "117m" if torch.cuda.is_available() else "tiny"  # as train.py does without --preset
+        folder = prepare(**vars(args), propose=PRESETS[preset].vocab_size)
         corpus = open_prepared(folder)
+        print(folder)
+        print(summary(args.data, corpus))
     except DataError as error:
         parser.error(str(error))
     except OSError as error:
         parser.exit(1, f"data.py: error: {one_line(error)}\n")
     except KeyboardInterrupt:
         parser.exit(130, "data.py: interrupted\n")
-    print(folder)
-    for count in ("n_words", "n_tokens", "vocab_size", "n_lines", "n_docs", "n_val_docs"):
-        print(f"{count:>12} {corpus.meta[count]:>12,}")
-    print(f"{'seen lines':>12} {int(corpus.line_seen.sum()):>12,} of {len(corpus.val_lines()):,} held-out lines")
+    counts = corpus.meta | {"n_val_lines": len(corpus.val_lines()), "n_seen_lines": int(corpus.line_seen.sum())}
+    print(*(f"{name:>12} {n:>12,}" for name, n in counts.items() if name.startswith(("n_", "vocab"))), sep="\n")
 
 
 if __name__ == "__main__":

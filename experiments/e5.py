@@ -14,7 +14,6 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import data
 import evaluate
@@ -28,7 +27,7 @@ TASKS = ("blimp", "blimp_supplement")
 def excerpts(source: Path, words: int = 500) -> list[list[str]]:
     """The text of a folder in pieces of consecutive lines, of so many words or a line more."""
     pieces, piece, count = [], [], 0
-    for line in data.file_lines(data.corpus_files(source), "strict", tqdm(disable=True)):
+    for line in data.file_lines(data.corpus_files(source), "strict"):
         if line:
             piece.append(line)
             count += len(line.split())

@@ -16,7 +16,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import curriculum
 import data
@@ -37,7 +36,7 @@ def cut(corpus: Path, words: int | None = None) -> None:
     texts = {}
     for stage, (_, sources, least, most) in STAGES.items():
         for source in sources:
-            lines = data.file_lines(data.corpus_files(corpus / source), "strict", tqdm(disable=True))
+            lines = data.file_lines(data.corpus_files(corpus / source), "strict")
             bare = (data.split_label(line)[1] for line in lines)
             kept = "\n".join(line for line in bare if not line or least <= len(line.split()) <= most)
             if not kept.strip():
