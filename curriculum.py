@@ -48,19 +48,22 @@ def unigram_surprisal(corpus: "Corpus") -> np.ndarray:
     return -np.log(np.maximum(counts, 1) / counts.sum())
 
 
-def bigram_entropy(tokens: np.ndarray, vocab_size: int, most: int = 1 << 24) -> float:
-    """Entropy of a token given the one before it, nats per token: the loss of a bigram model on the text it counted.
-
-    Counted on `most` evenly spaced pairs if there are more.
+def bigram_loss(tokens: np.ndarray, vocab_size: int, held_out: bool = True, most: int = 1 << 24) -> float:
+    """The loss of a bigram model, nats per token: on a tenth of the text, smoothed (Witten and Bell 1991) and counted
+    on the rest; or, with `held_out` off, on the text that it counted. Of `most` evenly spaced pairs if there are more.
     """
-
-    def entropy(symbols: np.ndarray) -> float:
-        p = np.unique(symbols, return_counts=True)[1] / len(symbols)
-        return float(-(p * np.log(p)).sum())
-
     step = -(-len(tokens) // most)
-    first, second = tokens[:-1:step].astype(np.int64), tokens[1::step]
-    return entropy(first * vocab_size + second) - entropy(first)
+    first, second = tokens[:-1:step].astype(np.int64), tokens[1::step].astype(np.int64)
+    pairs, pair = np.unique(first * vocab_size + second, return_inverse=True)
+    scored = (np.arange(len(pair)) * 100 // len(pair) % 10 == 9) | (not held_out)  # ten pieces of the text
+    counted = ~scored | (not held_out)
+    n = np.bincount(pair[counted], minlength=len(pairs))
+    after = np.bincount(pairs[n > 0] // vocab_size, minlength=vocab_size) * held_out  # how many tokens follow a token
+    total = np.bincount(first[counted], minlength=vocab_size) + after
+    once = np.bincount(second[counted], minlength=vocab_size)
+    p = (once + (once > 0).sum() / vocab_size) / (once.sum() + (once > 0).sum())  # of a token, whatever is before it
+    smoothed = (n[pair] + after[first] * p[second]) / np.maximum(total, 1)[first]
+    return float(-np.log(np.where(total[first] > 0, smoothed, p[second])[scored]).mean())
 
 
 def summed(corpus: "Corpus", lines: np.ndarray, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -116,7 +116,7 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
         "a folder that data.py prepared, babylm-10m or babylm-100m")
     add("--goal", type=positive, help="bcp: the loss at which a batch counts as learnt, nats per token; good is a "
-        "little above what --mode=random reaches (default: the loss of a bigram model of the text)")
+        "little above what --mode=random reaches (default: the loss of a bigram model on unseen text)")
     add("--epochs", type=count, default=10, help="the budget in every mode: so many times the number of batches "
         "updates; --resume may raise it if --lr-schedule=constant")
     add("--preset", choices=PRESET_DEFAULTS, help="sizes of model and batch (default: tiny on a CPU, and for less "
@@ -135,6 +135,8 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
         "--mode=random and lfr, else curriculum)")
     add("--difficulty", choices=DIFFICULTY, default="surprisal", help="; ".join(
         f"{name}: {label}" for name, (label, _) in DIFFICULTY.items()))
+    add("--split", choices=("lines", "sentences"), default="lines", help="what is put in order: the lines of the text, "
+        "or, where they are whole paragraphs, their sentences (by the rule in data.py)")
     add("--aoa-file", metavar="FILE", help="composite: ages of acquisition, a CSV or tab-separated file with columns "
         "Word and Rating.Mean (Kuperman et al. 2012) or word and rating (default: none, its two terms are left out)")
     add("--repeats", type=count, help="curriculum-repeat: times in a row (default: --epochs)")

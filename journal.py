@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from data import summary
 from flags import MILLION, RECIPES, spelt
 from machine import copy_to_device
 from model import count_parameters
@@ -130,7 +131,7 @@ class Journal:
     """The record of a run while it goes on. Without a folder (other processes, benchmarks) nothing is written."""
 
     def __init__(self, run, folder: Path | None):
-        self.run, self.file, self.norms = run, folder and folder / FILE, {}
+        self.run, self.file, self.norms, self.first = run, folder and folder / FILE, {}, run.update
         self.seen: set[int] = set()  # the batches met so far
         self.tracked = {int(i * (run.stream.n_batches - 1) / (TRACKED - 1)): None for i in range(TRACKED)}
         self.W = [w.detach() for w in run.model.parameters()]
@@ -199,10 +200,24 @@ class Journal:
         shown = f"loss {loss:.2f}, {shown_alpha}{tokens / run.seconds:,.0f} tokens/s, {left} left"
         self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update()
+        if run.update == self.first + 20 < run.end:
+            self.say(f"about {left} of training left, evaluations not counted")
+        if args.mode == "bcp" and run.update == math.ceil(run.budget / 10):
+            self.outlook()
         if run.update == PATIENCE and run.corpus.pairs and run.update < run.end:
             self.say("frequent words are learnt first, so the pairs stay near 50 % for now; agreement comes later")
         if args.track_forgetting and run.update % args.track_forgetting == 0:
             self.forgetting()
+
+    def outlook(self) -> None:
+        """A warning if the budget, at the pace of the visits so far, ends before the text has gone by."""
+        run, args, records = self.run, self.run.args, read(self.file.parent)
+        found = visits(records)
+        repeats = statistics.fmean(map(len, [visit for visit in found if visit[-1]["done"]] or found))
+        n, of, goal = run.budget / repeats, run.stream.n_batches, suggested_goal(records, args.epochs)
+        if n < of:
+            self.say(f"warning: at this pace the run sees {n:.0f} of {of} batches, --goal={args.goal:g} is low; "
+                           f"with --goal={goal} it would see all")  # fmt: skip
 
     def forgetting(self) -> None:
         """Score some batches met before again."""
@@ -243,17 +258,20 @@ class Journal:
 # --- Header and report ------------------------------------------------------------------------------------------------
 
 
-def header(run) -> None:
+def header(run, goal_given: bool = True) -> None:
     """What a run begins with."""
     args, meta = run.args, run.corpus.meta
-    sizes = f"{run.stream.n_batches} batches of {args.batch_size} x {args.block_size} tokens"
     print(f"run     {run.folder}" + (f", going on after update {run.update}" if run.update else ""))
     print(f"model   {args.preset}: {count_parameters(run.model):,} parameters, {run.device}, {args.dtype}")
-    print(f"text    {meta['corpus']}: vocabulary {meta['vocab_size']:,}, {sizes}")
+    print(f"text    {meta['corpus']}: {summary(args.data, run.corpus)}")
+    sizes = f"{args.batch_size} x {args.block_size} tokens, vocabulary {meta['vocab_size']:,}"
+    print(f"batches {run.stream.n_batches} of {sizes}")
     if args.recipe:
         chosen = " ".join(spelt(name, getattr(args, name)) for name in RECIPES[args.recipe])
         print(f"recipe  {args.recipe}: {chosen}")
-    print(f"budget  {run.budget} updates" + (f", goal {args.goal:g} nats per token" if args.mode == "bcp" else ""))
+    origin = "" if goal_given else " (the loss of a bigram model)"
+    goal = f", goal {args.goal:g} nats per token{origin}" if args.mode == "bcp" else ""
+    print(f"budget  {run.budget} updates{goal}")
     if run.end < args.warmup:
         print(f"note    ends at update {run.end}, within its warm-up of {args.warmup}: a lower --warmup is better here")
     if args.keep_weights == "babylm":
@@ -302,10 +320,10 @@ def report(run) -> None:
               f"--mode=random reaches is good, and by this run's losses try --goal={better}")  # fmt: skip
 
 
-def suggested_goal(records: list[dict]) -> float | None:
-    """The goal with which half of the visits would have converged, nats per token; None without recorded losses.
+def suggested_goal(records: list[dict], repeats: int | None = None) -> float | None:
+    """The goal with which half of the visits would have converged (in so many repeats), nats per token; or None.
 
     With threshold 1 a visit ends when the mean of L over its repeats is down to the goal: the median of that mean.
     """
-    means = [statistics.fmean(record["loss"] for record in visit) for visit in visits(records)]
+    means = [statistics.fmean(record["loss"] for record in visit[:repeats]) for visit in visits(records)]
     return math.ceil(10 * statistics.median(means)) / 10 if means else None

@@ -257,7 +257,8 @@ def start(args: argparse.Namespace) -> Run:
     config = dataclasses.replace(preset, **sizes)  # checks the sizes before the text is prepared
 
     with machine.first_process_first():
-        prepared = data.prepare(args.data, args.cache, vocab_size=args.vocab_size, propose=preset.vocab_size)
+        wanted = {"vocab_size": args.vocab_size, "propose": preset.vocab_size, "split": args.split}
+        prepared = data.prepare(args.data, args.cache, **wanted)
     corpus = data.open_prepared(prepared)
     stream = make_stream(corpus, args)
     text = corpus.meta["files"] | {"order": hashlib.blake2b(stream.tokens, digest_size=16).hexdigest()}
@@ -287,7 +288,8 @@ def make_stream(corpus: data.Corpus, args: argparse.Namespace) -> curriculum.Str
     lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed, args.data_share, args.aoa_file)
     tokens = curriculum.join(corpus, lines)
     if args.mode == "bcp" and args.goal is None:
-        args.goal = round(curriculum.bigram_entropy(tokens, corpus.vocab_size), 2)
+        unseen = args.recipe is None  # the experiments' recipes had the loss on the text that the model counted
+        args.goal = round(curriculum.bigram_loss(tokens, corpus.vocab_size, held_out=unseen), 2)
     new_rows, buffer = args.batch_size - flags.n_replayed(args), args.buffer_tokens
     if args.data_share < 1 and not curriculum.count_batches(len(tokens), args.block_size, new_rows):
         raise ValueError(f"--data-share={args.data_share:g}: leaves {len(tokens):,} tokens, too few for a batch of "
@@ -320,6 +322,7 @@ def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:
 
 def main(args: argparse.Namespace) -> int:
     """The whole program; returns its exit status."""
+    goal_given = args.goal is not None
     with contextlib.ExitStack() as held:
         try:
             with machine.short_of_memory("try a smaller --preset"):
@@ -335,17 +338,17 @@ def main(args: argparse.Namespace) -> int:
                 checkpoint.begin(run.folder, args, run.model, run.corpus, run.stream.n_batches)
         except ValueError as error:  # a wrong corpus, size, device or checkpoint; the message is one line
             flags.get_parser().error(str(error))
-        return go(run)
+        return go(run, goal_given)
 
 
-def go(run: Run) -> int:
+def go(run: Run, goal_given: bool = True) -> int:
     """Train the run, or what is left of it; returns the program's exit status."""
     scoring = "score it with: " + shlex.join(["python", "evaluate.py", str(run.folder)])
     if run.update >= run.end:
         more = f"; {to_go_on(run)}" if run.end < run.budget else ""
         print(f"{run.folder} is finished after {run.update} updates; {scoring}{more}")
         return 0
-    header(run)
+    header(run, goal_given)
     lost = (RuntimeError,) if n_processes() > 1 else ()  # what torch raises when another process has died
     with machine.caught_signals() as signals:  # torchrun sends one then: our message comes first
         try:

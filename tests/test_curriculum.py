@@ -5,6 +5,8 @@ import json
 import math
 import sys
 import time
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -39,13 +41,33 @@ def test_difficulty_is_the_summed_unigram_surprisal(corpus):
     np.testing.assert_allclose(difficulty(corpus, lines, "length"), [2, 1, 3])
 
 
-def test_bigram_entropy_is_that_of_a_token_given_the_one_before():
+def test_the_loss_of_a_bigram_model_on_what_it_counted_is_the_entropy_of_a_token_given_the_one_before():
+    entropy = partial(curriculum.bigram_loss, held_out=False)
     tokens = np.array([0, 1, 0, 2, 0, 1, 0, 2, 0], dtype=np.uint16)  # after 0 a fair coin, after 1 and 2 no choice
-    assert curriculum.bigram_entropy(tokens, 3) == pytest.approx(math.log(2) / 2)
+    assert entropy(tokens, 3) == pytest.approx(math.log(2) / 2)
     rng = np.random.default_rng(0)
     walk = rng.integers(0, 50, size=200_000).astype(np.uint16)  # independent tokens: the entropy of one of them
-    assert curriculum.bigram_entropy(walk, 50) == pytest.approx(math.log(50), abs=0.02)
-    assert curriculum.bigram_entropy(walk, 50, most=50_000) == pytest.approx(math.log(50), abs=0.06)
+    assert entropy(walk, 50) == pytest.approx(math.log(50), abs=0.02)
+    assert entropy(walk, 50, most=50_000) == pytest.approx(math.log(50), abs=0.06)
+
+
+def test_the_loss_of_a_bigram_model_on_what_it_has_not_counted():
+    """Witten and Bell's smoothing, pair by pair: a token's followers share what is left over by how common they are."""
+    rng, V = np.random.default_rng(1), 30
+    tokens = np.minimum(rng.geometric(0.2, size=1001), V).astype(np.uint16) - 1  # some of them never, some once
+    pairs = [(int(a), int(b)) for a, b in itertools.pairwise(tokens)]
+    held_out = [i for i in range(1000) if i // 10 % 10 == 9]
+    counted = [pairs[i] for i in range(1000) if i // 10 % 10 != 9]
+    pair, first, second = Counter(counted), Counter(a for a, _ in counted), Counter(b for _, b in counted)
+    losses = []
+    for a, b in (pairs[i] for i in held_out):
+        p = (second[b] + len(second) / V) / (len(counted) + len(second))
+        kinds = sum(1 for x, _ in pair if x == a)
+        losses.append(-math.log((pair[a, b] + kinds * p) / (first[a] + kinds) if kinds else p))
+    assert curriculum.bigram_loss(tokens, V) == pytest.approx(np.mean(losses))
+    walk = rng.integers(0, 50, size=200_000).astype(np.uint16)
+    assert curriculum.bigram_loss(walk, 50) == pytest.approx(math.log(50), abs=0.05)
+    assert math.isfinite(curriculum.bigram_loss(tokens[:2], V))
 
 
 def test_speaker_labels_do_not_count():
