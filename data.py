@@ -243,13 +243,13 @@ def check_settings(
 
 def check_suits(prepared: Corpus, tokenizer: str, vocab_size: int | None, split: str) -> None:
     """A prepared folder brings its tokenizer and its lines. Raises DataError if the flags ask for others."""
-    right = f"leave it out, the prepared folder {prepared.folder} has its own"
+    right = f"leave it out, --data={prepared.folder} was prepared with"
     if vocab_size not in (None, prepared.vocab_size):
-        raise DataError(f"--vocab-size={vocab_size} does not fit: {right}, {prepared.vocab_size} tokens")
+        raise DataError(f"--vocab-size={vocab_size} does not fit: {right} {prepared.vocab_size}")
     if tokenizer not in ("bpe", prepared.meta["settings"]["tokenizer"]):
-        raise DataError(f"--tokenizer={tokenizer} does not fit: {right}")
+        raise DataError(f"--tokenizer={tokenizer} does not fit: {right} its own")
     if split not in ("lines", prepared.meta["settings"].get("split")):
-        raise DataError(f"--split={split} does not fit: {right} lines")
+        raise DataError(f"--split={split} does not fit: {right} its own lines")
 
 
 @contextmanager
@@ -351,7 +351,7 @@ def file_lines(files: list[Path], encoding_errors: str = "strict", split: str = 
                     line = line.removesuffix("\n").removesuffix("\r") if line.strip() else ""
                     yield from SENTENCE_END.sub(r"\1\n", line).split("\n") if split == "sentences" else (line,)
         except UnicodeDecodeError as error:
-            where = f"{path} is not UTF-8 in line {number} (at its byte {error.start + 1})"
+            where = f"{path} is not UTF-8 at byte {error.start} (counted from 0) of line {number}"
             remedy = "prepare the folder with: python data.py --encoding-errors=replace --data=..."
             raise DataError(f"--data: {where}; convert it to UTF-8, or {remedy}") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -124,7 +124,7 @@ def test_sentences_are_lines_where_that_is_wanted(tmp_path, line, sentences):
 def test_a_split_that_changes_nothing_gives_the_same_text_and_a_prepared_folder_keeps_its_lines(tmp_path):
     plain = prepared(tmp_path, story(1))
     assert prepared(tmp_path, story(1), split="sentences").meta["content"] == plain.meta["content"]
-    assert "has its own lines" in refused(str(plain.folder), tmp_path / "cache", split="sentences")
+    assert "was prepared with its own lines" in refused(str(plain.folder), tmp_path / "cache", split="sentences")
     assert "--split=words" in refused("toy", tmp_path / "cache", split="words")
 
 
@@ -634,7 +634,7 @@ def test_wrong_corpora_are_named_in_one_line(tmp_path):
     text = "ok\nstill ok\nñ".encode() + b"\xff\n"
     path = write(tmp_path / "b.txt", text)
     message = refused(str(path), tmp_path / "cache")
-    assert f"{path} is not UTF-8 in line 3 (at its byte 3)" in message
+    assert f"{path} is not UTF-8 at byte 2 (counted from 0) of line 3" in message
     assert "python data.py --encoding-errors=replace" in message
     assert "\ufffd" in texts(open_prepared(prepare(str(path), tmp_path / "cache", encoding_errors="replace")))[-1]
     packed = gzip.compress(story(15).encode())
