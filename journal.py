@@ -217,7 +217,7 @@ class Journal:
         n, of, goal = run.budget / repeats, run.stream.n_batches, suggested_goal(records, args.epochs)
         if n < of:
             self.say(f"warning: at this pace the run sees {n:.0f} of {of} batches, --goal={args.goal:g} is low; "
-                           f"with --goal={goal} it would see all")  # fmt: skip
+                     f"with --goal={goal} it would see all")  # fmt: skip
 
     def forgetting(self) -> None:
         """Score some batches met before again."""

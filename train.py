@@ -287,13 +287,13 @@ def make_stream(corpus: data.Corpus, args: argparse.Namespace) -> curriculum.Str
     """Which batch comes next. Without --goal, the goal is made here, of the same tokens."""
     lines = curriculum.order_lines(corpus, args.order, args.difficulty, args.seed, args.data_share, args.aoa_file)
     tokens = curriculum.join(corpus, lines)
-    if args.mode == "bcp" and args.goal is None:
-        unseen = args.recipe is None  # the experiments' recipes had the loss on the text that the model counted
-        args.goal = round(curriculum.bigram_loss(tokens, corpus.vocab_size, held_out=unseen), 2)
     new_rows, buffer = args.batch_size - flags.n_replayed(args), args.buffer_tokens
     if args.data_share < 1 and not curriculum.count_batches(len(tokens), args.block_size, new_rows):
         raise ValueError(f"--data-share={args.data_share:g}: leaves {len(tokens):,} tokens, too few for a batch of "
                          f"--batch-size={args.batch_size} x --block-size={args.block_size}; give more")  # fmt: skip
+    if args.mode == "bcp" and args.goal is None:
+        unseen = args.recipe is None  # the experiments' recipes had the loss on the text that the model counted
+        args.goal = round(curriculum.bigram_loss(tokens, corpus.vocab_size, held_out=unseen), 2)
     return curriculum.Stream(tokens, args.block_size, new_rows, reshuffle=args.order == "random", seed=args.seed,
                              focus=args.mode == "lfr", once=args.stream,
                              buffer=None if buffer is None else buffer // args.block_size)  # fmt: skip
