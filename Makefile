@@ -5,8 +5,11 @@ BIN := .venv/bin
 
 train: .venv/ready
 	$(BIN)/python train.py --mode=bcp --p=1
+	@echo
+	$(BIN)/python sample.py $$(dirname $$(ls -t out/*/metrics.jsonl | head -n 1)) --samples=3
+	@$(MAKE) --no-print-directory -f $(firstword $(MAKEFILE_LIST)) plot
 
-RUN ?= $(shell ls -td out/*/ 2>/dev/null | head -n 1)
+RUN ?= $(patsubst %/metrics.jsonl,%,$(shell ls -t out/*/metrics.jsonl 2>/dev/null | head -n 1))
 plot: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^matplotlib' requirements-dev.txt)
 	$(BIN)/python -m tools.plot $(RUN)

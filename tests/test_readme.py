@@ -199,24 +199,38 @@ def test_every_flag_that_is_named_is_one(parser_of):
     assert len(named) > 20 and named <= options
 
 
+# In place of the virtual environment's python: nothing is installed, and trainings are short.
+VENV = """#!/bin/sh
+case "$1 $2" in "-m pip") exit;; esac
+case "$1" in
+train.py) shift; exec {python} {root}/train.py "$@" --preset=nano --max-updates=3 --cache={cache};;
+*.py) script=$1; shift; exec {python} {root}/"$script" "$@";;
+esac
+exec {python} "$@"
+"""
+
+
 def test_its_commands_run_in_order(tmp_path, cache, eval_files, text_file):
     """All that a reader can run in a few minutes, README first, with three updates of the smallest model."""
     (tmp_path / "my_texts").mkdir()
     (tmp_path / "my_texts" / "a.txt").write_text(text_file.read_text())
     (tmp_path / "EVAL").symlink_to(eval_files)
-    for file in ("requirements.txt", "requirements-dev.txt"):
-        (tmp_path / file).symlink_to(ROOT / file)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    venv = tmp_path / ".venv" / "bin" / "python"
+    venv.write_text(VENV.format(python=sys.executable, root=ROOT, cache=cache))
+    venv.chmod(0o755)
+    for file in ("requirements.txt", "requirements-dev.txt", ".venv/ready", ".venv/ready-dev"):
+        (tmp_path / file).touch()
     ran = []
     for command in COMMANDS:
         words = words_of(command)
-        if words[0] == "make":  # what it would run at last
-            words = ["make", "--no-print-directory", "-n", "-f", str(ROOT / "Makefile"), *words[1:]]
-            dry = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
-            words = words_of(dry.stdout.splitlines()[-1])
         if words[0] == "source" or is_long(command):
             continue
-        assert words[0] in ("python", ".venv/bin/python"), command
-        words = [sys.executable, *(str(ROOT / word) if word.endswith(".py") else word for word in words[1:])]
+        assert words[0] in ("python", "make"), command
+        if words[0] == "make":
+            words = ["env", "make", "-f", str(ROOT / "Makefile"), *words[1:]]
+        else:
+            words = [sys.executable, *(str(ROOT / word) if word.endswith(".py") else word for word in words[1:])]
         if words[1] == str(ROOT / "train.py"):
             words += ["--preset=nano", f"--max-updates={4 if '--resume' in command else 3}", f"--cache={cache}"]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
