@@ -1,4 +1,4 @@
-"""Run a grid of trainings and compare them: python -m tools.compare experiments/e1.toml
+"""Run a grid of trainings and compare them: python -m tools.compare grid.toml
 
 The TOML file names the runs, their flags, the seeds that each is run with, and the run that others are compared to:
 
@@ -11,33 +11,46 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     random = "--mode=random"
     "BCP, p = 1" = "--mode=bcp --p=1"
 
-Written are results/<name>.json, what every run reached, after each of them; results/<name>.md, their table; and the
-figure results/<name>.png and .svg. The table has the scores at the end, and their means over the evaluations of the
-run's last quarter, since the end of a run may fall on an easy or a hard part of the text: mean and standard error over
-seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t). With `average` a
-run has a second row, for the mean of its weights. Where all runs have --track-forgetting there are two more columns,
-over the last quarter too: the loss on batches met before, and how much of it has come since they were left.
+Written are, into out/ or the folder of --results: <name>.json, what every run reached; <name>.md, their table; and the
+figure <name>.png and .svg. The table has the scores at the end, and their means over the evaluations of the run's last
+quarter, since the end of a run may fall on an easy or a hard part of the text: mean and standard error over seeds, and
+of the latter the paired difference from the reference with its 95 % interval (Student's t), with a * if it survives
+Holm's correction for all of the table. With `average` a run has a second row, for the mean of its weights. Where all
+runs have --track-forgetting there are two more columns, over the last quarter too: the loss on batches met before, and
+how much of it has come since they were left. The figure shows the differences; tools.plot shows how runs went.
 
 A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
-one that was cut in the middle goes on from its checkpoint in out/<name>/.
+one that was cut in the middle goes on from its checkpoint in out/<name>/. A run whose flags have changed is made anew.
 """
 
 import argparse
+import functools
+import hashlib
 import importlib.util
+import itertools
 import json
+import math
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import checkpoint
-import journal
+try:
+    import checkpoint
+    import journal
+except ModuleNotFoundError:
+    if __package__:
+        raise
+    sys.exit("tools.compare: run it in the folder of train.py, as python -m tools.compare")
 
 ROOT = Path(__file__).resolve().parents[1]
 # Safe for the colour-blind (Okabe and Ito 2008).
@@ -47,9 +60,19 @@ SCIPY = importlib.util.find_spec("scipy") is not None
 MEASURES = {"toy": ("minimal pairs, %", 1), "val_loss": ("validation loss, nats", 2)}
 
 
+RUNNING: set[subprocess.Popen] = set()  # programs that are at work
+STOP = threading.Event()  # set: no program begins any more
+
+
 def folder(grid: str, run: str, seed: str) -> Path:
     """Where a grid's run with that seed is made."""
     return Path("out") / grid / f"{re.sub(r'[^A-Za-z0-9.]+', '-', run).strip('-')}-s{seed}"
+
+
+@functools.cache
+def code() -> str:
+    """A digest of the method's source files, those beside train.py."""
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(ROOT.glob("*.py"))), digest_size=8).hexdigest()
 
 
 def program(*words: str, threads: int) -> None:
@@ -57,15 +80,30 @@ def program(*words: str, threads: int) -> None:
     command = [sys.executable, *words]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, env=env, **pipes) as process:
+        RUNNING.add(process)
+        if STOP.is_set():
+            process.terminate()
+        said, status = process.communicate()[1].split("\n"), process.returncode
+        RUNNING.discard(process)
+    if status:
+        why = [f"killed by signal {-status}"] if status < 0 else [f"status {status}", *filter(str.strip, said)]
+        raise RuntimeError(f"{shlex.join(command)}: {why[-1]}")
 
 
 def train(out: Path, flags: list[str], threads: int) -> None:
     """One training, or what is left of it. Raises RuntimeError if it fails."""
     resume = ["--resume"] if (out / checkpoint.CONFIG).exists() else []
     program(str(ROOT / "train.py"), *flags, *resume, f"--out={out}", threads=threads)
+
+
+def set_aside(*paths: Path) -> None:
+    """Give another name to what is in the way, so that it is not lost."""
+    for path in filter(Path.exists, paths):
+        names = (path.with_name(f"{path.name}.old{n}") for n in itertools.count(1))
+        path.rename(free := next(name for name in names if not name.exists()))
+        print(f"{path}: what it was is now {free}", flush=True)
 
 
 def average(out: Path, flags: list[str], threads: int) -> dict:
@@ -120,43 +158,71 @@ def spread(values: list[float | None], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f}{error}"
 
 
+def difference(values: list[float], reference: list[float]) -> tuple[float, float, float]:
+    """Mean difference from the reference, seed by seed, half of its 95 % interval and its p, by Student's t.
+
+    The last two are NaN with one seed or without scipy.
+    """
+    gaps = [a - b for a, b in zip(values, reference, strict=True)]
+    mean = statistics.fmean(gaps)
+    if not SCIPY or len(gaps) < 2:
+        return mean, math.nan, math.nan
+    from scipy.special import stdtr, stdtrit  # Student's t and its quantile
+
+    error = statistics.stdev(gaps) / len(gaps) ** 0.5
+    t = abs(mean) / error if error else math.inf if mean else 0.0
+    return mean, float(stdtrit(len(gaps) - 1, 0.975)) * error, 2 * float(stdtr(len(gaps) - 1, -t))
+
+
 def paired(values: list[float | None], reference: list[float | None], digits: int) -> str:
     """Mean difference from the reference, seed by seed, with its 95 % interval if scipy is there."""
     if None in values + reference or len(values) < 2:
         return "-"
-    gaps = [a - b for a, b in zip(values, reference, strict=True)]
-    mean, error = statistics.fmean(gaps), statistics.stdev(gaps) / len(gaps) ** 0.5
-    if not SCIPY:
-        return f"{mean:+.{digits}f}"
-    from scipy.special import stdtrit  # the quantile of Student's t
+    mean, half, _ = difference(values, reference)
+    interval = "" if math.isnan(half) else f" [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+    return f"{mean:+.{digits}f}{interval}"
 
-    half = stdtrit(len(gaps) - 1, 0.975) * error
-    return f"{mean:+.{digits}f} [{mean - half:+.{digits}f}, {mean + half:+.{digits}f}]"
+
+def holm(ps: list[float], level: float = 0.05) -> float:
+    """The largest p that survives Holm's correction for all of them; -1 if none does."""
+    kept = itertools.takewhile(lambda at: at[1] <= level / (len(ps) - at[0]), enumerate(sorted(ps)))
+    return max((p for _, p in kept), default=-1.0)
+
+
+def cell(name: str) -> str:
+    """A name in a Markdown table, as it is."""
+    return re.sub(r"([\\|$_*`<])", r"\\\1", " ".join(name.split()))
+
+
+def in_common(own: dict[str, dict], base: dict[str, dict], value: Callable[[dict], float | None]) -> tuple[list, list]:
+    """A value of two runs, over the seeds that both have."""
+    both = [seed for seed in own if seed in base]
+    return [value(own[seed]) for seed in both], [value(base[seed]) for seed in both]
 
 
 def table(results: dict[str, dict[str, dict]], reference: str) -> str:
     """The Markdown table of a grid: run -> seed -> what it reached. Differences are over the seeds that both have."""
     tracked = all(run.get("forgotten") is not None for seeds in results.values() for run in seeds.values())
-    head = ["run"]
+    head, against = ["run"], f"against {cell(reference)}"
     for measure in measured(results):
-        head += [f"{MEASURES[measure][0]} at the end", "over the last quarter", f"against {reference}"]
+        head += [f"{MEASURES[measure][0]} at the end", "over the last quarter", against]
     head += ["text seen, %", "passes", "median repeats"]
     if tracked:
-        head += ["loss on text met, nats", f"against {reference}", "forgotten of it", f"against {reference}"]
+        head += ["loss on text met, nats", against, "forgotten of it", against]
 
-    def compared(name: str, value: Callable[[dict], float | None], digits: int) -> list[str]:
-        """Two cells: a value's mean over the seeds of a run, and its difference from the reference."""
-        own, base = ({seed: value(run) for seed, run in results[which].items()} for which in (name, reference))
-        both = [seed for seed in own if seed in base]
-        gap = "" if name == reference else paired([own[seed] for seed in both], [base[seed] for seed in both], digits)
-        return [spread(list(own.values()), digits), gap]
+    def compared(name: str, value: Callable[[dict], float | None], digits: int) -> list:
+        """Two cells: a value's mean over the seeds of a run, and its difference from the reference with its p."""
+        two = in_common(results[name], results[reference], value)
+        p = math.nan if None in two[0] + two[1] or not two[0] else difference(*two)[2]
+        gap = "" if name == reference else (paired(*two, digits), p)
+        return [spread([value(run) for run in results[name].values()], digits), gap]
 
     rows = []
     for name, seeds in results.items():
-        runs, row = list(seeds.values()), [name]
+        runs, row = list(seeds.values()), [cell(name)]
         if not runs:
             continue
-        means = {mean: [f"{name}, {mean}"] for mean in runs[0].get("averaged") or ()}
+        means = {mean: [cell(f"{name}, {mean}")] for mean in runs[0].get("averaged") or ()}
         for measure in measured(results):
             digits = MEASURES[measure][1]
             row += [spread([run[measure] for run in runs], digits)]
@@ -170,77 +236,47 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
             row += compared(name, lambda run: run["met_loss"], 2) + compared(name, lambda run: run["forgotten"], 2)
         rows.append(row)
         rows += [mean_row + [""] * (len(head) - len(mean_row)) for mean_row in means.values()]
+    ps = [each[1] for row in rows for each in row if type(each) is tuple and not math.isnan(each[1])]
+    for row in rows:
+        row[:] = [each if type(each) is str else each[0] + " *" * (each[1] <= holm(ps)) for each in row]
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"
+    lines.insert(1, "|---" * len(head) + "|")
+    if ps:
+        kept = sum(p <= holm(ps) for p in ps)
+        lines += ["", f"{len(ps)} comparisons with {cell(reference)}; *: the {kept} that survive Holm's correction."]
+    return "\n".join(lines) + "\n"
 
 
-def draw(results: dict[str, dict[str, dict]], file: Path) -> None:
-    """Minimal pairs and validation loss, against updates and against the text seen, where repeats count once.
+def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> None:
+    """Differences from the reference over the last quarter, and their 95 % intervals: a row a run.
 
-    Mean over seeds, and a band of one standard error. Without matplotlib there is no figure, and a line that says so.
+    Without matplotlib there is no figure, and a line that says so.
     """
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         print("no figure: matplotlib is missing (pip install matplotlib)")
         return
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "bcp"  # so that equal runs make equal files
-    import matplotlib.pyplot as plt
-
-    drawn = {name: [run["evaluations"] for run in seeds.values()] for name, seeds in results.items() if seeds}
-    measures = measured(results)
-    axes_of = [("update", "updates"), ("passes", "text seen, in passes through the training text")]
-    size = {"figsize": (10, 0.5 + 3.5 * len(measures)), "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(len(measures), 2, sharex="col", sharey="row", **size)
-    for row, measure in zip(axes, measures, strict=True):
-        for ax, (along, x_label) in zip(row, axes_of, strict=True):
-            for i, (name, runs) in enumerate(drawn.items()):
-                if along == "passes":  # a logarithmic axis has no 0
-                    runs = [run[1:] for run in runs]
-                x = [
-                    statistics.fmean(points) for points in zip(*([e[along] for e in run] for run in runs), strict=True)
-                ]
-                columns = list(zip(*([e[measure] for e in run] for run in runs), strict=True))
-                mean = [statistics.fmean(values) for values in columns]
-                error = [statistics.stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in columns]
-                line = {
-                    "color": COLOURS[i % 7],
-                    "linestyle": ["-", "--", ":"][i // 7 % 3],
-                    "marker": "osD^v<>P*"[i % 9],
-                }
-                ax.plot(x, mean, label=name, markersize=4, **line)
-                if along == "update":
-                    low, high = ([m + sign * e for m, e in zip(mean, error, strict=True)] for sign in (-1, 1))
-                    ax.fill_between(x, low, high, color=COLOURS[i % 7], alpha=0.2, linewidth=0)
-            ax.grid(alpha=0.3)
-            if along == "passes":
-                ax.set_xscale("log")
-                for axis_ticks in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
-                    axis_ticks(lambda x, _: f"{x:g}" if f"{x:.0e}"[0] in "125" else "")
-            if measure == measures[-1]:
-                ax.set_xlabel(x_label)
-        row[0].set_ylabel(MEASURES[measure][0])
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    for kind in ("png", "svg"):
-        figure.savefig(file.with_suffix(f".{kind}"), dpi=130, metadata={"Date": None} if kind == "svg" else None)
-    plt.close(figure)
-
-
-def get_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tools.compare",
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
-    add = parser.add_argument
-    add("grid", type=Path, help="the TOML file")
-    add("--quick", action="store_true", help="the first seed, with the file's quick flags (default: off)")
-    add("--only", nargs="+", metavar="RUN", help="no other runs of the grid than these (default: all)")
-    add("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
-    return parser
+    measures, base = measured(results), results[reference]
+    others = [name for name in results if name != reference]
+    with matplotlib.rc_context({"svg.hashsalt": "bcp", "axes.grid": True, "grid.alpha": 0.3}):
+        figure = Figure(figsize=(10, 1.2 + 0.3 * len(others)), layout="constrained")
+        for ax, measure in zip(figure.subplots(1, len(measures), sharey=True, squeeze=False)[0], measures, strict=True):
+            value = functools.partial(late, measure=measure)
+            for y, name in enumerate(others):
+                if (two := in_common(results[name], base, value))[0]:
+                    mean, half, _ = difference(*two)
+                    look = {"color": COLOURS[2]} if abs(mean) > half else {"color": "gray", "markerfacecolor": "white"}
+                    ax.errorbar(mean, y, xerr=None if math.isnan(half) else half, fmt="o", capsize=3, **look)
+            ax.axvline(0, color=COLOURS[0], linewidth=1)
+            ax.set_yticks(range(len(others)), others, parse_math=False)
+            ax.set_ylim(len(others) - 0.4, -0.6)
+            level = spread(list(map(value, base.values())), MEASURES[measure][1]) if base else "not made"
+            told = f"{MEASURES[measure][0]}, over the last quarter:\ndifference from {reference} ({level})"
+            ax.set_xlabel(told, parse_math=False)
+        for kind in ("png", "svg"):  # the same runs make the same file
+            figure.savefig(file.with_suffix(f".{kind}"), dpi=108, metadata={"Date": None} if kind == "svg" else None)
 
 
 def read_grid(file: Path, quick: bool) -> tuple[str, dict, dict[tuple[str, str], list[str]]]:
@@ -262,6 +298,9 @@ def read_grid(file: Path, quick: bool) -> tuple[str, dict, dict[tuple[str, str],
         raise ValueError(f"{file}: reference = {grid['reference']!r} is not one of [runs]")
     if not whole:
         raise ValueError(f"{file}: seeds = {seeds!r}: must be a list of whole numbers, such as [0, 1, 2]")
+    places = [folder("", run, "").name.casefold() for run in runs]
+    if clash := [run for run, place in zip(runs, places, strict=True) if place == "-s" or places.count(place) > 1]:
+        raise ValueError(f"{file}: no folder of its own for {clash[-1]!r}; give it other letters or digits (ASCII)")
     name, seeds = (f"{file.stem}-quick", seeds[:1]) if quick else (file.stem, seeds)
     return name, grid, {(run, str(seed)): [*common, *flags[run], f"--seed={seed}"] for seed in seeds for run in runs}
 
@@ -271,10 +310,13 @@ def made(file: Path, grid: dict, wanted: dict[tuple[str, str], list[str]]) -> di
     try:
         record = json.loads(file.read_text()) if file.exists() else {"grid": {}, "results": {}}
         known = record["results"] if record["grid"].get("average") == grid.get("average") else {}
-    except (ValueError, KeyError, OSError) as error:
+        other = not record["grid"].get("runs", grid["runs"]).items() & grid["runs"].items()
+    except (ValueError, KeyError, AttributeError, OSError) as error:
         raise ValueError(
             f"{file}: damaged ({error}); delete it, and runs in out/{file.stem} are summed up again"
         ) from None
+    if other:
+        raise ValueError(f"{file}: of another grid of that name; rename this one, or give another --results=FOLDER")
     results: dict[str, dict[str, dict]] = {run: {} for run in grid["runs"]}
     for (run, seed), flags in wanted.items():
         if known.get(run, {}).get(seed, {}).get("flags") == shlex.join(flags):
@@ -285,50 +327,132 @@ def made(file: Path, grid: dict, wanted: dict[tuple[str, str], list[str]]) -> di
 def make(name: str, run: str, seed: str, flags: list[str], means: dict[str, str], threads: int) -> dict:
     """Train a run of a grid, or what is left of it, and sum it up."""
     out = folder(name, run, seed)
+    note = out.with_suffix(out.suffix + ".json")  # the flags and the code that the folder is of
+    if note.exists() and json.loads(note.read_text())["flags"] != shlex.join(flags):
+        set_aside(out)
+    if not out.exists():
+        keep(note, {"flags": shlex.join(flags), "code": code()})
     train(out, flags, threads)
     averaged = {mean: average(out, shlex.split(some), threads) for mean, some in means.items()}
-    return rounded({"flags": shlex.join(flags), **summary(out), "averaged": averaged or None})
+    by = json.loads(note.read_text())["code"] if note.exists() else None
+    return rounded({"flags": shlex.join(flags), "code": by, **summary(out), "averaged": averaged or None})
 
 
-def main() -> None:
-    parser = get_parser()
-    args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error(f"argument --jobs: {args.jobs}: must be at least 1")
-    try:
-        name, grid, wanted = read_grid(args.grid, args.quick)
-        runs, file = grid["runs"], Path("results") / f"{name}.json"
-        if wrong := set(args.only or []) - set(runs):
-            raise ValueError(f"argument --only: {min(wrong)!r} is not a run of {args.grid}; it has {', '.join(runs)}")
-        results = made(file, grid, wanted)
-    except ValueError as error:
-        parser.error(str(error))
-    todo = [(run, seed) for run, seed in wanted if seed not in results[run] and run in (args.only or runs)]
+def each_of(jobs: list, work: Callable, then: Callable, at_a_time: int) -> None:
+    """then(work(job)) as they come. After a failure no job begins, and those at work end; a signal ends these, too.
+
+    Raises RuntimeError if a job failed.
+    """
+    failed: list[BaseException] = []
+
+    def one(job):
+        try:
+            return None if failed else work(job)
+        except (RuntimeError, ValueError, OSError) as error:
+            failed.append(error)
+
+    STOP.clear()
+    with ThreadPoolExecutor(at_a_time) as pool:
+        try:
+            for done in as_completed([pool.submit(one, job) for job in jobs]):
+                if result := done.result():
+                    then(*result)
+        except BaseException as error:
+            failed.append(error)
+            STOP.set()
+            [process.terminate() for process in list(RUNNING)]
+            raise
+    if failed:
+        raise RuntimeError(failed[0])
+
+
+def stopped(number: int, _) -> None:
+    """A signal ends the grid; a second one does not disturb the end."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
+
+
+def run_grid(args: argparse.Namespace, name: str, grid: dict, wanted: dict, results: dict, file: Path) -> None:
+    """Make what is missing in `results`, and write them, their table and their figure."""
+    todo = [job for job in wanted if job[1] not in results[job[0]] and job[0] in (args.only or grid["runs"])]
+    taken, began = sum(map(len, results.values())), time.monotonic()
     means, threads = grid.get("average", {}), max(1, (os.cpu_count() or 1) // args.jobs)
+    print(f"{taken} of {len(wanted)} runs are taken from {file}, {len(todo)} are trained", flush=True)
     if not SCIPY and len(grid["seeds"]) > 1:
         print("no intervals: scipy is missing (pip install scipy)")
 
     def work(job: tuple[str, str]) -> tuple[str, str, dict]:
         return *job, make(name, *job, wanted[job], means, threads)
 
-    try:
-        pool = ThreadPoolExecutor(args.jobs)
-        try:
-            for done in as_completed([pool.submit(work, job) for job in todo]):
-                run, seed, result = done.result()
-                results[run] = dict(sorted([*results[run].items(), (seed, result)], key=lambda item: int(item[0])))
-                keep(file, {"grid": grid, "results": results})
-                both = [MEASURES[m] + (result[m],) for m in measured({run: {seed: result}})]
-                reached = "; ".join(what.replace(",", f" {value:.{digits}f}") for what, digits, value in both)
-                print(f"{run}, seed {seed}: {reached}", flush=True)
-        finally:
-            pool.shutdown(cancel_futures=True)  # after a failure, nothing more is begun
+    def save() -> None:
         keep(file, {"grid": grid, "results": results})
-        file.with_suffix(".md").write_text(table(results, grid["reference"]))
-        draw(results, file)
-    except (RuntimeError, ValueError, OSError) as error:
-        sys.exit(f"tools.compare: {error}")
+        if not measured(results):
+            raise RuntimeError(f"{args.grid}: nothing to compare: its runs have no score in common, held-out or pairs")
+
+    def then(run: str, seed: str, result: dict) -> None:
+        results[run] = dict(sorted([*results[run].items(), (seed, result)], key=lambda item: int(item[0])))
+        save()
+        both = [MEASURES[m] + (result[m],) for m in measured({run: {seed: result}})]
+        reached = "; ".join(what.replace(",", f" {value:.{digits}f}") for what, digits, value in both)
+        count = sum(map(len, results.values())) - taken
+        left = math.ceil((time.monotonic() - began) / count * (len(todo) - count) / 60)
+        print(f"{run}, seed {seed}: {reached} ({count} of {len(todo)}, {left} min left)", flush=True)
+
+    each_of(todo, work, then, args.jobs)
+    save()
+    file.with_suffix(".md").write_text(table(results, grid["reference"]))
+    draw(results, grid["reference"], file)
     print("\n" + table(results, grid["reference"]))
+    if other := sum(run.get("code") != code() for seeds in results.values() for run in seeds.values()):
+        print(f"{other} runs were made by other code than today's, or do not say by which; --again makes them anew")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="tools.compare",
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+    )
+    add = parser.add_argument
+    add("grid", type=Path, help="the TOML file")
+    add("--quick", action="store_true", help="the first seed, with the file's quick flags (default: off)")
+    add("--only", nargs="+", metavar="RUN", help="no other runs of the grid than these (default: all)")
+    add("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
+    add("--results", type=Path, default=Path("out"), help="folder of what is written; this project's own grids have "
+        "theirs in results (default: out)")  # fmt: skip
+    add("--again", action="store_true", help="make the runs anew; what they were is kept beside (default: off)")
+    args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"argument --jobs: {args.jobs}: must be at least 1")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, stopped)
+    try:
+        name, grid, wanted = read_grid(args.grid, args.quick)
+        runs, file, place = grid["runs"], args.results / f"{name}.json", Path("out") / name
+        if wrong := set(args.only or []) - set(runs):
+            raise ValueError(f"argument --only: {min(wrong)!r} is not a run of {args.grid}; it has {', '.join(runs)}")
+        place.mkdir(parents=True, exist_ok=True)
+        with checkpoint.lock(place):
+            results = made(file, grid, wanted)
+            if args.again:
+                again = [job for job in wanted if job[0] in (args.only or runs)]
+                set_aside(file, *(folder(name, *job) for job in again))
+                [results[run].pop(seed, None) for run, seed in again]
+                keep(file, {"grid": grid, "results": results})
+            run_grid(args, name, grid, wanted, results, file)
+    except KeyboardInterrupt as stop:
+        words = shlex.join(["python", "-m", "tools.compare", *(word for word in sys.argv[1:] if word != "--again")])
+        print(f"\ntools.compare: {signal.Signals(stop.args[0]).name}: saved; to go on: {words}", file=sys.stderr)
+        sys.exit(128 + stop.args[0])
+    except checkpoint.CheckpointError:
+        parser.error(f"{place}: another process is at work on this grid; wait for it or stop it")
+    except ValueError as error:
+        parser.error(str(error))
+    except (RuntimeError, OSError) as error:
+        sys.exit(f"tools.compare: {error}")
 
 
 def rounded(x):
@@ -340,7 +464,7 @@ def rounded(x):
 
 def keep(file: Path, record: dict) -> None:
     """Write the results beside, and rename them over the old ones."""
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(file.name + ".part")
     beside.write_text(json.dumps(rounded(record)) + "\n")
     os.replace(beside, file)
