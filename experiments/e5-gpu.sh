@@ -29,7 +29,7 @@ run)
         set -- "${names[@]}"
     fi
     for name in "$@"; do
-        "$python" -m tools.compare experiments/e5-gpu.toml --only "$name"
+        "$python" -m tools.compare experiments/e5-gpu.toml --results=results --only "$name"
         "$python" -m experiments.e5 score "$eval" --name=e5-gpu
         [ -z "${OUT-}" ] || cp results/e5-gpu*.json "$OUT"
     done

@@ -1,7 +1,7 @@
 """E5: real text. A part of every source to train on, another one held out; losses by source, and BLiMP.
 
     python -m experiments.e5 prepare ../shared/data/corpus      # a folder of folders of text, each folder a source
-    python -m tools.compare experiments/e5.toml --jobs=2        # the runs, out/e5/*
+    python -m tools.compare experiments/e5.toml --results=results --jobs=2  # the runs, out/e5/*
     python -m experiments.e5 score ../shared/data/eval          # what they reached: results/e5-tasks.json and .md
 
 Sources are cut into excerpts of some 500 words, and both parts are evenly spaced among them. With --name=e5-gpu they,

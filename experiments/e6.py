@@ -1,6 +1,6 @@
 """E6: what the paper's failure is made of: the figure of the answer, and three facts about the paper's form.
 
-    python -m tools.compare experiments/e6.toml --jobs=2     # first: the runs that the answer is made of
+    python -m tools.compare experiments/e6.toml --results=results --jobs=2  # first: the runs that the answer is made of
     python -m experiments.e6 --jobs=2                        # the facts (14 short runs), the tables, the figures
 
 Writes results/e6-answer.md, .png and .svg, and results/e6-facts.json, .md, .png and .svg. Goes on where it was stopped.
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
     args = parser.parse_args()
     if not GRID.exists():
-        parser.error(f"{GRID}: not there; make it first: python -m tools.compare experiments/e6.toml")
+        parser.error(f"{GRID}: not there; make it first: python -m tools.compare experiments/e6.toml --results=results")
     results = json.loads(GRID.read_text())["results"]
     names = list(results)
     table, one = names.index("one repeat"), names.index("one repeat, moments carried")

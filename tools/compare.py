@@ -37,15 +37,17 @@ import signal
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import tomllib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 try:
     import checkpoint
+    import flags
     import journal
 except ModuleNotFoundError:
     if __package__:
@@ -61,7 +63,7 @@ MEASURES = {"toy": ("minimal pairs, %", 1), "val_loss": ("validation loss, nats"
 
 
 RUNNING: set[subprocess.Popen] = set()  # programs that are at work
-STOP = threading.Event()  # set: no program begins any more
+STOP: list[int] = []  # signals that came: no program begins any more
 
 
 def folder(grid: str, run: str, seed: str) -> Path:
@@ -83,7 +85,7 @@ def program(*words: str, threads: int) -> None:
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     with subprocess.Popen(command, env=env, **pipes) as process:
         RUNNING.add(process)
-        if STOP.is_set():
+        if STOP:
             process.terminate()
         said, status = process.communicate()[1].split("\n"), process.returncode
         RUNNING.discard(process)
@@ -103,7 +105,7 @@ def set_aside(*paths: Path) -> None:
     for path in filter(Path.exists, paths):
         names = (path.with_name(f"{path.name}.old{n}") for n in itertools.count(1))
         path.rename(free := next(name for name in names if not name.exists()))
-        print(f"{path}: what it was is now {free}", flush=True)
+        print(f"{path}: what it was is now {free.name}", flush=True)
 
 
 def average(out: Path, flags: list[str], threads: int) -> dict:
@@ -137,6 +139,11 @@ def late(run: dict, measure: str) -> float | None:
     last = run["evaluations"][-1]["update"]
     values = [record[measure] for record in run["evaluations"] if record["update"] >= 0.75 * last]
     return None if None in values else statistics.fmean(values)
+
+
+def score(measure: str, mean: str | None, run: dict) -> float | None:
+    """What a mean of a run's weights reached, or, without one, the run over its last quarter."""
+    return late(run, measure) if mean is None else (run.get("averaged") or {}).get(mean, {}).get(measure)
 
 
 def measured(results: dict[str, dict[str, dict]]) -> list[str]:
@@ -226,10 +233,10 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
         for measure in measured(results):
             digits = MEASURES[measure][1]
             row += [spread([run[measure] for run in runs], digits)]
-            row += compared(name, lambda run, measure=measure: late(run, measure), digits)
+            row += compared(name, functools.partial(score, measure, None), digits)
             for mean, mean_row in means.items():
-                score, gap = compared(name, lambda run, m=mean, x=measure: run["averaged"][m][x], digits)
-                mean_row += [score, "", gap]
+                reached, gap = compared(name, functools.partial(score, measure, mean), digits)
+                mean_row += [reached, "", gap]
         row += [f"{statistics.fmean(run[key] for run in runs):{form}}"
                 for key, form in (("seen", ".0f"), ("passes", ".1f"), ("repeats", ".0f"))]  # fmt: skip
         if tracked:
@@ -248,9 +255,9 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
 
 
 def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> None:
-    """Differences from the reference over the last quarter, and their 95 % intervals: a row a run.
+    """Differences from the reference over the last quarter, of means of weights too, and their 95 % intervals.
 
-    Without matplotlib there is no figure, and a line that says so.
+    Filled marks are of intervals without 0. Without matplotlib there is no figure, and a line that says so.
     """
     try:
         import matplotlib
@@ -258,25 +265,33 @@ def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> Non
     except ImportError:
         print("no figure: matplotlib is missing (pip install matplotlib)")
         return
-    measures, base = measured(results), results[reference]
-    others = [name for name in results if name != reference]
-    with matplotlib.rc_context({"svg.hashsalt": "bcp", "axes.grid": True, "grid.alpha": 0.3}):
-        figure = Figure(figsize=(10, 1.2 + 0.3 * len(others)), layout="constrained")
+    measures, others = measured(results), [name for name in results if name != reference and results[name]]
+    runs = [run for seeds in results.values() for run in seeds.values()]
+    means = [None, *dict.fromkeys(mean for run in runs for mean in run.get("averaged") or ())]
+    with matplotlib.rc_context({"svg.hashsalt": "bcp", "axes.grid": True, "grid.alpha": 0.3, "font.size": 11}):
+        figure = Figure(figsize=(9, 1.6 + (0.2 + 0.12 * len(means)) * len(others)), layout="constrained")
         for ax, measure in zip(figure.subplots(1, len(measures), sharey=True, squeeze=False)[0], measures, strict=True):
-            value = functools.partial(late, measure=measure)
-            for y, name in enumerate(others):
-                if (two := in_common(results[name], base, value))[0]:
-                    mean, half, _ = difference(*two)
-                    look = {"color": COLOURS[2]} if abs(mean) > half else {"color": "gray", "markerfacecolor": "white"}
-                    ax.errorbar(mean, y, xerr=None if math.isnan(half) else half, fmt="o", capsize=3, **look)
+            (unit, digits), unseen = MEASURES[measure], 10 ** -MEASURES[measure][1]
+            for (y, name), (place, mean) in itertools.product(enumerate(others), enumerate(means)):
+                two = in_common(results[name], results[reference], functools.partial(score, measure, mean))
+                if not two[0] or None in two[0] + two[1]:
+                    continue
+                gap, half, _ = difference(*two)
+                look = {"color": COLOURS[2 - place % 3], "fmt": "osD"[place % 3], "capsize": 3, "markersize": 5}
+                look |= {} if abs(gap) > half else {"markerfacecolor": "white"}
+                what = f"mean of weights: {mean}" if mean else "over the last quarter"
+                y += 0.25 * (place - (len(means) - 1) / 2)
+                ax.errorbar(gap, y, xerr=None if math.isnan(half) else half, label=what.replace("$", "\\$"), **look)
             ax.axvline(0, color=COLOURS[0], linewidth=1)
-            ax.set_yticks(range(len(others)), others, parse_math=False)
+            ax.set_xlim(min(ax.get_xlim()[0], -unseen), max(ax.get_xlim()[1], unseen))
+            ax.set_yticks(range(len(others)), [textwrap.fill(name, 42) for name in others], parse_math=False)
             ax.set_ylim(len(others) - 0.4, -0.6)
-            level = spread(list(map(value, base.values())), MEASURES[measure][1]) if base else "not made"
-            told = f"{MEASURES[measure][0]}, over the last quarter:\ndifference from {reference} ({level})"
-            ax.set_xlabel(told, parse_math=False)
+            level = spread([late(run, measure) for run in results[reference].values()] or [None], digits)
+            ax.set_xlabel(f"{unit}: difference from\n{textwrap.fill(reference, 30)} ({level})", parse_math=False)
+        shown = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) if means[1:] else {}
+        figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, frameon=False)
         for kind in ("png", "svg"):  # the same runs make the same file
-            figure.savefig(file.with_suffix(f".{kind}"), dpi=108, metadata={"Date": None} if kind == "svg" else None)
+            figure.savefig(file.with_suffix(f".{kind}"), dpi=120, metadata={"Date": None} if kind == "svg" else None)
 
 
 def read_grid(file: Path, quick: bool) -> tuple[str, dict, dict[tuple[str, str], list[str]]]:
@@ -306,91 +321,75 @@ def read_grid(file: Path, quick: bool) -> tuple[str, dict, dict[tuple[str, str],
 
 
 def made(file: Path, grid: dict, wanted: dict[tuple[str, str], list[str]]) -> dict[str, dict[str, dict]]:
-    """Of the results in a file, those of runs that are still wanted, with the same flags; run -> seed -> result."""
+    """Of the results in a file, those of runs that are still wanted, with the same flags; run -> seed -> result.
+
+    If there are others, the file is set aside with its table and figure: it may be of another grid of that name.
+    """
     try:
         record = json.loads(file.read_text()) if file.exists() else {"grid": {}, "results": {}}
         known = record["results"] if record["grid"].get("average") == grid.get("average") else {}
-        other = not record["grid"].get("runs", grid["runs"]).items() & grid["runs"].items()
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+        count = sum(map(len, record["results"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         raise ValueError(
             f"{file}: damaged ({error}); delete it, and runs in out/{file.stem} are summed up again"
         ) from None
-    if other:
-        raise ValueError(f"{file}: of another grid of that name; rename this one, or give another --results=FOLDER")
     results: dict[str, dict[str, dict]] = {run: {} for run in grid["runs"]}
     for (run, seed), flags in wanted.items():
         if known.get(run, {}).get(seed, {}).get("flags") == shlex.join(flags):
             results[run][seed] = known[run][seed]
+    if sum(map(len, results.values())) < count:
+        set_aside(*(file.with_suffix(kind) for kind in (".json", ".md", ".png", ".svg")))
     return results
 
 
 def make(name: str, run: str, seed: str, flags: list[str], means: dict[str, str], threads: int) -> dict:
     """Train a run of a grid, or what is left of it, and sum it up."""
     out = folder(name, run, seed)
-    note = out.with_suffix(out.suffix + ".json")  # the flags and the code that the folder is of
-    if note.exists() and json.loads(note.read_text())["flags"] != shlex.join(flags):
+    note, today = Path(f"{out}.json"), {"flags": shlex.join(flags), "code": code()}  # what the folder is of
+    was = json.loads(note.read_text()) if note.exists() else {"flags": shlex.join(flags), "code": None}
+    if was["flags"] != today["flags"]:
         set_aside(out)
     if not out.exists():
-        keep(note, {"flags": shlex.join(flags), "code": code()})
+        keep(note, was := today)
     train(out, flags, threads)
     averaged = {mean: average(out, shlex.split(some), threads) for mean, some in means.items()}
-    by = json.loads(note.read_text())["code"] if note.exists() else None
-    return rounded({"flags": shlex.join(flags), "code": by, **summary(out), "averaged": averaged or None})
-
-
-def each_of(jobs: list, work: Callable, then: Callable, at_a_time: int) -> None:
-    """then(work(job)) as they come. After a failure no job begins, and those at work end; a signal ends these, too.
-
-    Raises RuntimeError if a job failed.
-    """
-    failed: list[BaseException] = []
-
-    def one(job):
-        try:
-            return None if failed else work(job)
-        except (RuntimeError, ValueError, OSError) as error:
-            failed.append(error)
-
-    STOP.clear()
-    with ThreadPoolExecutor(at_a_time) as pool:
-        try:
-            for done in as_completed([pool.submit(one, job) for job in jobs]):
-                if result := done.result():
-                    then(*result)
-        except BaseException as error:
-            failed.append(error)
-            STOP.set()
-            [process.terminate() for process in list(RUNNING)]
-            raise
-    if failed:
-        raise RuntimeError(failed[0])
+    return rounded(was | summary(out) | {"averaged": averaged or None})
 
 
 def stopped(number: int, _) -> None:
-    """A signal ends the grid; a second one does not disturb the end."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt(number)
+    """A signal ends the programs that are at work, as run_grid then sees."""
+    STOP.append(number)
+    [process.terminate() for process in list(RUNNING)]
 
 
 def run_grid(args: argparse.Namespace, name: str, grid: dict, wanted: dict, results: dict, file: Path) -> None:
-    """Make what is missing in `results`, and write them, their table and their figure."""
+    """Make what is missing in `results`, and write them, their table and their figure.
+
+    After a failure no run begins, and those at work end; then RuntimeError is raised.
+    """
     todo = [job for job in wanted if job[1] not in results[job[0]] and job[0] in (args.only or grid["runs"])]
     taken, began = sum(map(len, results.values())), time.monotonic()
     means, threads = grid.get("average", {}), max(1, (os.cpu_count() or 1) // args.jobs)
+    failed, one_at_a_time = [], threading.Lock()
     print(f"{taken} of {len(wanted)} runs are taken from {file}, {len(todo)} are trained", flush=True)
     if not SCIPY and len(grid["seeds"]) > 1:
         print("no intervals: scipy is missing (pip install scipy)")
-
-    def work(job: tuple[str, str]) -> tuple[str, str, dict]:
-        return *job, make(name, *job, wanted[job], means, threads)
 
     def save() -> None:
         keep(file, {"grid": grid, "results": results})
         if not measured(results):
             raise RuntimeError(f"{args.grid}: nothing to compare: its runs have no score in common, held-out or pairs")
 
-    def then(run: str, seed: str, result: dict) -> None:
+    def work(job: tuple[str, str]) -> None:
+        try:
+            if not failed and not STOP:
+                result = make(name, *job, wanted[job], means, threads)
+                with one_at_a_time:
+                    told(*job, result)
+        except (RuntimeError, ValueError, OSError) as error:
+            failed.append(error)
+
+    def told(run: str, seed: str, result: dict) -> None:
         results[run] = dict(sorted([*results[run].items(), (seed, result)], key=lambda item: int(item[0])))
         save()
         both = [MEASURES[m] + (result[m],) for m in measured({run: {seed: result}})]
@@ -399,8 +398,11 @@ def run_grid(args: argparse.Namespace, name: str, grid: dict, wanted: dict, resu
         left = math.ceil((time.monotonic() - began) / count * (len(todo) - count) / 60)
         print(f"{run}, seed {seed}: {reached} ({count} of {len(todo)}, {left} min left)", flush=True)
 
-    each_of(todo, work, then, args.jobs)
     save()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(work, todo))
+    if STOP or failed:
+        raise RuntimeError("" if STOP else failed[0])
     file.with_suffix(".md").write_text(table(results, grid["reference"]))
     draw(results, grid["reference"], file)
     print("\n" + table(results, grid["reference"]))
@@ -409,20 +411,14 @@ def run_grid(args: argparse.Namespace, name: str, grid: dict, wanted: dict, resu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="tools.compare",
-        usage=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__,
-    )
+    parser = flags.new_parser("tools.compare", __doc__)
     add = parser.add_argument
     add("grid", type=Path, help="the TOML file")
-    add("--quick", action="store_true", help="the first seed, with the file's quick flags (default: off)")
+    add("--quick", action="store_true", help="the first seed, with the file's quick flags")
     add("--only", nargs="+", metavar="RUN", help="no other runs of the grid than these (default: all)")
-    add("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
-    add("--results", type=Path, default=Path("out"), help="folder of what is written; this project's own grids have "
-        "theirs in results (default: out)")  # fmt: skip
-    add("--again", action="store_true", help="make the runs anew; what they were is kept beside (default: off)")
+    add("--jobs", type=int, default=1, help="trainings at a time, sharing the cores")
+    add("--results", type=Path, default=Path("out"), help="folder of what is written; results has this project's own")
+    add("--again", action="store_true", help="make the runs anew; what they were is kept beside")
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"argument --jobs: {args.jobs}: must be at least 1")
@@ -436,23 +432,19 @@ def main() -> None:
             raise ValueError(f"argument --only: {min(wrong)!r} is not a run of {args.grid}; it has {', '.join(runs)}")
         place.mkdir(parents=True, exist_ok=True)
         with checkpoint.lock(place):
-            results = made(file, grid, wanted)
-            if args.again:
-                again = [job for job in wanted if job[0] in (args.only or runs)]
-                set_aside(file, *(folder(name, *job) for job in again))
-                [results[run].pop(seed, None) for run, seed in again]
-                keep(file, {"grid": grid, "results": results})
+            again = [job for job in wanted if args.again and job[0] in (args.only or runs)]
+            set_aside(*(folder(name, *job) for job in again))
+            results = made(file, grid, {job: wanted[job] for job in wanted if job not in again})
             run_grid(args, name, grid, wanted, results, file)
-    except KeyboardInterrupt as stop:
-        words = shlex.join(["python", "-m", "tools.compare", *(word for word in sys.argv[1:] if word != "--again")])
-        print(f"\ntools.compare: {signal.Signals(stop.args[0]).name}: saved; to go on: {words}", file=sys.stderr)
-        sys.exit(128 + stop.args[0])
     except checkpoint.CheckpointError:
         parser.error(f"{place}: another process is at work on this grid; wait for it or stop it")
     except ValueError as error:
         parser.error(str(error))
     except (RuntimeError, OSError) as error:
-        sys.exit(f"tools.compare: {error}")
+        words = shlex.join(["python", "-m", "tools.compare", *(word for word in sys.argv[1:] if word != "--again")])
+        why = f"{signal.Signals(STOP[0]).name}: saved; to go on: {words}" if STOP else error
+        print(f"tools.compare: {why}", file=sys.stderr)
+        sys.exit(128 + STOP[0] if STOP else 1)
 
 
 def rounded(x):
