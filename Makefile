@@ -9,7 +9,7 @@ train: .venv/ready
 	$(BIN)/python sample.py $$(dirname $$(ls -t out/*/metrics.jsonl | head -n 1)) --samples=3
 	@$(MAKE) --no-print-directory -f $(firstword $(MAKEFILE_LIST)) plot
 
-RUN ?= $(patsubst %/metrics.jsonl,%,$(shell ls -t out/*/metrics.jsonl 2>/dev/null | head -n 1))
+RUN ?= $(shell f=$$(ls -t out/*/metrics.jsonl out/*/*/metrics.jsonl 2>/dev/null | head -n 1); echo "'$${f%/*}'")
 plot: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(shell grep '^matplotlib' requirements-dev.txt)
 	$(BIN)/python -m tools.plot $(RUN)
