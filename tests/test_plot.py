@@ -173,6 +173,20 @@ def test_a_batch_can_be_chosen_and_the_longest_that_converged_is_taken_else(runs
     assert "no batch 9999" in capsys.readouterr().out
 
 
+def test_legends_have_the_flags_that_differ_and_only_lines_that_are_there(runs):
+    both = [plot.read_run(runs / "bcp"), plot.read_run(runs / "plain")._replace(name="_a $b$")]
+    one, other = plot.named(both)
+    assert "--mode=bcp" in one.name and "--mode=random" in other.name and "--seed" not in one.name + other.name
+    assert other.name.startswith(" _a \\$b\\$")
+    mute = other._replace(evaluations=[e | {"val_loss": None} for e in other.evaluations])
+    figure = plot.draw_run([one, mute])
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == [f"{one.name}: training", f"{one.name}: validation", f"{mute.name}: training"]
+    assert len(figure.axes) == 2  # the rate does not vary but for its warm-up
+    updates = [update | {"lr": update["lr"] / update["update"]} for update in one.updates]
+    assert len(plot.draw_run([one._replace(updates=updates)]).axes) == 3
+
+
 def test_retention_by_hand():
     forgetting = [[0, 1, 2.0, 2.5], [1, 4, 1.0, 3.0], [0, 7, 2.0, 5.0], [1, 8, 1.0, 4.0], [2, 9, 1.0, None]]
     assert plot.retention(forgetting) == [(1.0, 2.0, 2.5, 1), (5.5, 1.5, 4.0, 2), (8.0, 1.0, 4.0, 1)]

@@ -3,7 +3,7 @@
 Into out/<run>/figures/, or --out, go as PNG and SVG:
 
     batch       one batch from inside: loss and alpha over its repeats, up to the moment of convergence
-    run         training and validation loss, repeats per batch along the curriculum, the learning rate
+    run         training and validation loss, repeats per batch along the curriculum, the learning rate if it varies
     pairs       minimal-pair accuracy by paradigm
     retention   loss on a batch against updates since it was trained on       (train.py --track-forgetting)
     anchor      distance from the anchor by layer, weights that did not move  (--mode=bcp)
@@ -24,9 +24,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import checkpoint
-import curriculum
-import journal
+try:
+    import checkpoint
+    import curriculum
+    import flags
+    import journal
+except ModuleNotFoundError:
+    if __package__:
+        raise
+    sys.exit("tools.plot: run it in the folder of train.py, as python -m tools.plot")
 
 # Okabe & Ito's colours, which the colour-blind can tell apart; dashes and markers say the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -106,6 +112,32 @@ def column(records: list, *keys) -> list:
     return columns if len(keys) > 1 else columns[0]
 
 
+def rate_varies(run: Run) -> bool:
+    """Whether the learning rate does, but for its warm-up."""
+    rates = [update["lr"] for update in run.updates if update["update"] > (run.flags.get("warmup") or 0)]
+    return bool(rates) and max(rates) - min(rates) > 1e-6 * max(rates)
+
+
+def drawn(ax) -> tuple[list, list[str]]:
+    """Handles and labels for a legend, of lines that have a point."""
+    handles, labels = ax.get_legend_handles_labels()
+    points = [handle.get_ydata() if hasattr(handle, "get_ydata") else [0] for handle in handles]
+    kept = [at for at, values in enumerate(points) if any(not math.isnan(value) for value in values)]
+    return [handles[at] for at in kept], [labels[at] for at in kept]
+
+
+def named(runs: list[Run]) -> list[Run]:
+    """Runs whose names for a legend have the flags that differ between them."""
+    free, every = flags.FREE | flags.FILES | {"recipe"}, [run.flags for run in runs]
+    differ = [key for key in every[0] if key not in free and any(own.get(key) != every[0][key] for own in every)]
+    told = []
+    for run in runs:
+        own = [flags.spelt(key, run.flags[key]) for key in differ if run.flags.get(key) not in (None, False)]
+        name = textwrap.fill(" ".join([run.name, *own]), 34, break_on_hyphens=False).replace("$", r"\$")
+        told.append(run._replace(name=" " * name.startswith("_") + name))  # a label with _ first is not shown
+    return told
+
+
 def new_figure(height: float):
     from matplotlib.figure import Figure
 
@@ -127,22 +159,25 @@ def draw_batch(runs: list[Run], batch: int | None = None):
     if not found:
         return None
     _, run, choices = found[0]
-    flags = run.flags
     records = max(choices, key=lambda c: (converged(c), batch is not None or len(c) <= 30, len(c)))
     repeats, losses = column(records, "repeat"), column(records, "loss")
-    goal = max(flags["goal"], (flags.get("goal_rel") or 0) * next((x for x in losses if not math.isnan(x)), 0))
+    goal = max(run.flags["goal"], (run.flags.get("goal_rel") or 0) * next((x for x in losses if not math.isnan(x)), 0))
     figure = new_figure(5.4)
     place = f"batch {records[0]['batch']} (of 0 to {run.config['batches'] - 1}) in pass {records[0]['epoch']}"
-    figure.suptitle(f"One batch from inside: {run.name}, {place}", fontsize=11)
+    figure.suptitle(f"One batch from inside: {run.folder.resolve().name}, {place}", fontsize=11, parse_math=False)
     upper, lower = figure.subplots(2, 1, sharex=True)
     upper.plot(repeats, losses, **style(0), label="loss L")
     upper.axhline(goal, color="black", linestyle="--", label=f"goal, {goal:.2f}")
     for above, colour, name in ((True, COLOURS[4], "above: alpha rises"), (False, COLOURS[5], "below: alpha falls")):
         some = [(loss > goal) == above for loss in losses]
-        upper.fill_between(repeats, losses, goal, some, interpolate=True, color=colour, alpha=0.35, lw=0, label=name)
+        if any(some):
+            look = {"color": colour, "alpha": 0.35, "lw": 0, "label": name}
+            upper.fill_between(repeats, losses, goal, some, interpolate=True, **look)
     lower.plot([repeats[0] - 1, *repeats], [1.0, *column(records, "alpha")], **style(1), label="alpha, at first 1")
-    if not flags.get("leave_at_goal"):
-        lower.axhline(flags["threshold"], color="black", linestyle="--", label=f"threshold, {flags['threshold']:g}")
+    if not run.flags.get("leave_at_goal"):
+        lower.axhline(
+            run.flags["threshold"], color="black", linestyle="--", label=f"threshold, {run.flags['threshold']:g}"
+        )
     upper.set_ylabel("loss, nats per token")
     lower.set(xlabel="repeat of the batch (updates)", ylabel="alpha")
     lower.xaxis.get_major_locator().set_params(integer=True)
@@ -150,7 +185,7 @@ def draw_batch(runs: list[Run], batch: int | None = None):
         if converged(records):
             ax.axvline(repeats[-1], color=COLOURS[2], linestyle=":", lw=2, label=f"converged: repeat {repeats[-1]}")
         ax.margins(y=0.12)
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        ax.legend(*drawn(ax), loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -159,14 +194,17 @@ def draw_run(runs: list[Run]):
     found = having(runs, lambda run: run.updates, "run", "no updates yet")
     if not found:
         return None
-    figure = new_figure(8)
-    losses, repeats, rate = figure.subplots(3, 1, height_ratios=(4, 3, 2))
+    varies = any(rate_varies(run) for _, run, _ in found)
+    figure = new_figure(8 if varies else 6.3)
+    losses, repeats, *rates = figure.subplots(2 + varies, 1, height_ratios=(4, 3, 2)[: 2 + varies])
     for number, run, updates in found:
         own, x = style(number), column(updates, "update")
         losses.plot(x, column(updates, "loss"), color=own["color"], lw=0.8, alpha=0.55, label=f"{run.name}: training")
         points = column(run.evaluations, "update"), column(run.evaluations, "val_loss")
         losses.plot(*points, **own, lw=2, label=f"{run.name}: validation")
-        rate.plot(x, column(updates, "lr"), **own | {"marker": ""}, lw=2, label=run.name)
+        for rate in rates:
+            rate.plot(x, column(updates, "lr"), **own | {"marker": ""}, lw=2, label=run.name)
+            rate.set(xlabel="updates", ylabel="learning rate", ylim=(0, None))
     for number, run, _ in [each for each in found if any(u["repeat"] > 1 for u in each[1].updates)] or found[:1]:
         passes: dict[int, dict[int, int]] = {}
         for visit in sorted(run.visits, key=lambda visit: (visit[0]["epoch"], visit[0]["batch"])):
@@ -180,9 +218,8 @@ def draw_run(runs: list[Run]):
     repeats.yaxis.set_major_formatter("{x:g}")
     losses.set(xlabel="updates", ylabel="loss, nats per token")
     repeats.set(xlabel="batch, in the order of the curriculum", ylabel="repeats (updates)")
-    rate.set(xlabel="updates", ylabel="learning rate", ylim=(0, None))
-    for ax in (losses, repeats, rate):
-        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    for ax in (losses, repeats, *rates):
+        ax.legend(*drawn(ax), loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -232,7 +269,7 @@ def draw_retention(runs: list[Run]):
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel=f"updates since the batch was trained on (lines: means over 1, 2-3, 4-7, ..., of at least {FEW})",
            ylabel="loss on the batch, nats per token")  # fmt: skip
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*drawn(ax), loc="outside upper center", ncols=2)
     return figure
 
 
@@ -254,7 +291,8 @@ def draw_anchor(runs: list[Run]):
         ends = [sorted(records[-1]["anchor_by_layer"].get(name, 0.0) for records in kept) for name in names]
         low, middle, high = ([of[round(q * (len(of) - 1))] for of in ends] for q in (0.1, 0.5, 0.9))
         spans = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
-        left.errorbar([i + shift for i in range(len(names))], middle, spans, **own | {"linestyle": ""}, capsize=3)
+        left.errorbar([i + shift for i in range(len(names))], middle, spans, **own | {"linestyle": ""}, capsize=3,
+                      label=run.name)  # fmt: skip
         by_repeat: dict[int, list[float]] = {}
         for record in (record for records in kept for record in records):
             by_repeat.setdefault(record["repeat"], []).append(100 * record["unmoved"])
@@ -262,16 +300,16 @@ def draw_anchor(runs: list[Run]):
         right.scatter(*zip(*points, strict=True), s=8, color=own["color"], alpha=0.3, lw=0)
         medians = [(repeat, statistics.median(by_repeat[repeat])) for repeat in sorted(by_repeat)
                    if len(by_repeat[repeat]) >= FEW]  # fmt: skip
-        right.plot(*column(medians, 0, 1), **own, label=run.name)
+        right.plot(*column(medians, 0, 1), **own)
     left.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
     left.set_yscale("log")
     left.set(xlabel="layer", ylabel="|W - anchor|, Euclidean norm")
     left.set_title("Distance from the anchor at the end of a batch\n(median and 10 to 90 % of the batches)")
     right.set_xscale("log", base=2)
     right.xaxis.set_major_formatter("{x:g}")
-    right.set(xlabel="repeat of the batch (updates)", ylabel="weights, %", ylim=(0, None))
+    right.set(xlabel="repeat of the batch (updates)", ylabel="weights, %", ylim=(0, max(1, right.get_ylim()[1])))
     right.set_title(f"Weights exactly at their anchor\n(points: batches; line: median of at least {FEW})")
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*drawn(left), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -296,7 +334,7 @@ def draw_difficulty(runs: list[Run]):
     least = min(0, scores[order[0]])
     ax.hist(scores, bins=60, range=(least, most), color=COLOURS[5])
     ax.set(xlabel=f"difficulty: {what}", ylabel="training lines", xlim=(least, most))
-    ax.set_title(f"Difficulty of the {len(lines):,} training lines of {run.name}")
+    ax.set_title(f"Difficulty of the {len(lines):,} training lines of {run.folder.resolve().name}", parse_math=False)
     table.set_axis_off()
     box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": COLOURS[1]}
     for place, (letter, share) in enumerate(EXAMPLES.items()):
@@ -326,6 +364,7 @@ def draw(folders: list[Path], out: Path, batch: int | None = None) -> list[Path]
     runs, files = [read_run(folder) for folder in folders], []
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=str(run.folder)) for run in runs]
+    runs = named(runs)
     out.mkdir(parents=True, exist_ok=True)
     for name, make in (FIGURES | {"batch": functools.partial(draw_batch, batch=batch)}).items():
         with matplotlib.rc_context(STYLE):
