@@ -128,7 +128,8 @@ def drawn(ax) -> tuple[list, list[str]]:
 
 def named(runs: list[Run]) -> list[Run]:
     """Runs whose names for a legend have the flags that differ between them."""
-    free, every = flags.FREE | flags.FILES | {"recipe"}, [run.flags for run in runs]
+    free = flags.FREE | flags.FILES | {"recipe", "eval_every", "norms_every", "track_forgetting", "keep_weights"}
+    every = [run.flags for run in runs]
     differ = [key for key in every[0] if key not in free and any(own.get(key) != every[0][key] for own in every)]
     told = []
     for run in runs:
