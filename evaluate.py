@@ -1,19 +1,22 @@
-"""Score a trained run as the BabyLM 2025 challenge does: which of two sentences does the model find more probable?
+"""Score a trained run as the BabyLM challenge does: which of two sentences does the model find more probable?
 
     python evaluate.py out/bcp-p1-1                                      # the built-in corpus's minimal pairs
-    python evaluate.py out/bcp-p1-1 --data EVAL --task blimp wug_adj     # of the folders EVAL/blimp and so on
-    python evaluate.py out/bcp-p1-1 --data EVAL --task all --untrained=5 --compare out/random-1
+    python evaluate.py out/bcp-p1-1 --data EVAL                          # all tasks in EVAL/blimp_filtered and so on
+    python evaluate.py out/bcp-p1-1 --data EVAL --task blimp --untrained=5 --compare out/random-1
 
 The tasks are in tasks.py. A candidate's log-probability is the sum over the tokens of its completion, those that
 overlap its characters. The end-of-text token stands before every text, so that the first word counts too. The rules are
-those of the official pipeline (babylm/evaluation-pipeline-2025), but a tie counts one half.
+those of the official pipelines of 2026 or 2025, but a tie counts its share (one half of two).
 
-Into the run folder go eval-TASK.json (the scores, by paradigm too) and eval-TASK.jsonl (all decisions, one a line).
+Into the run folder go eval-TASK.json (the scores, by paradigm too, and which weights they are of) and eval-TASK.jsonl
+(all decisions, one a line).
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -36,10 +39,12 @@ def get_parser() -> argparse.ArgumentParser:
     # fmt: off
     add = parser.add_argument
     add("run", type=Path, help="run folder, as train.py wrote it")
-    add("--task", nargs="+", default=["toy"], metavar="TASK", help=f"some of {', '.join(TASKS)}; or all: those whose "
-        "folder is in --data (default: toy)")
-    add("--data", type=Path, help="a folder with a folder per task, as the challenge has it, or with one task's files "
-        "(default: none; toy needs none)")
+    add("--task", nargs="+", metavar="TASK", help=f"some of {', '.join(TASKS)}; or all: those whose folder is in "
+        "--data (default: all with --data, else toy)")
+    add("--data", type=Path, help="a folder with a folder per task, as the challenge has it, or with one task's files; "
+        f"{tasks.WHERE} (default: none; toy needs none)")
+    add("--rules", choices=("2026", "2025"), default="2026", help="the year whose challenge is followed; the wug tasks "
+        "are of 2025 alone, global_piqa of 2026")
     add("--weights", choices=("last", "average"), default="last", help="average: of average.pt, which "
         "python -m tools.average RUN --last=4 writes")
     add("--untrained", type=number(int, 0), default=0, metavar="N", help="beside every score that of N models of this "
@@ -56,11 +61,14 @@ def get_parser() -> argparse.ArgumentParser:
 def get_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = get_parser()
     args = parser.parse_args(argv)
+    args.task = args.task or ["all" if args.data else "toy"]
     for task in args.task:
         if task not in (*TASKS, "all"):
             parser.error(f"argument --task: {task!r}: must be some of {', '.join(TASKS)}, or all")
+        if task != "all" and args.rules not in TASKS[task].rules:
+            parser.error(f"argument --task: {task} is not among the tasks of {args.rules}; give the other --rules")
         if task != "toy" and args.data is None:
-            parser.error(f"argument --task: {task} needs --data=FOLDER, where the evaluation files are")
+            parser.error(f"argument --task: {task} needs --data=FOLDER; {tasks.WHERE}")
     return args
 
 
@@ -102,7 +110,7 @@ def pack(candidates: list[Candidate], eot: int) -> tuple[list[int], list[int], l
 def log_probabilities(
     model: Transformer, items: list[list[Candidate]], eot: int, batch_size: int = 64, progress: str | None = None
 ) -> list[list[float]]:
-    """log P(completion | prefix) in nats of every candidate of every item; 0 for an empty one.
+    """log P(completion | prefix) in nats of every candidate of every item; 0 for an empty one, minus infinity for NaN.
 
     Items of like length share a batch. progress: the name before a progress bar.
     """
@@ -131,7 +139,8 @@ def log_probabilities(
         totals = np.zeros((len(some), 1 + max(len(items[i]) for i in some)))
         np.subtract.at(totals, tuple(np.array(sums, int).reshape(-1, 2).T), losses.cpu().double().numpy())
         for row, i in enumerate(some):
-            scores[i] = (totals[row, 0] + totals[row, 1 : 1 + len(items[i])]).tolist()
+            sums_of_item = totals[row, 0] + totals[row, 1 : 1 + len(items[i])]
+            scores[i] = np.nan_to_num(sums_of_item, nan=-math.inf, neginf=-math.inf).tolist()
         bar.update(len(some))
     bar.close()
     return scores
@@ -207,28 +216,34 @@ def digest_of(model: Transformer) -> str:
 
 
 def score(model: Transformer, task: str, records: list[dict], items: list, eot: int, batch_size: int) -> list[Row]:
-    """A task's rows for a model; its log-probabilities are left in the records, under "scores"."""
-    scores = log_probabilities(model, items, eot, batch_size, progress=f"{task:16}")
+    """A task's rows for a model; its log-probabilities are left in the records, under "scores", as means over tokens if
+    these are counted in the records. Raises DataError if no score comes of them."""
+    with short_of_memory("try a smaller --batch-size"):
+        scores = log_probabilities(model, items, eot, batch_size, progress=f"{task:16}")
     for record, some in zip(records, scores, strict=True):
-        record["scores"] = some
-    return TASKS[task].rows(task, records)
+        record["scores"] = [total / n for total, n in zip(some, record.get("tokens", [1] * len(some)), strict=True)]
+    if nan := sum(-math.inf in record["scores"] for record in records):
+        print(f"{task}: a log-probability in {nan:,} of {len(items):,} items is not a number (NaN)", file=sys.stderr)
+    rows = TASKS[task].rows(task, records)
+    if nan == len(items) or not all(math.isfinite(row.score) for row in rows):
+        raise data.DataError("no score: the model's log-probabilities are not numbers (NaN), or all the same")
+    return rows
 
 
-def untrained(n: int, cache: Path, task: str, digest: str, config: Config, score_it: Callable) -> list[dict]:
+def untrained(n: int, cache: Path, name: str, config: Config, score_it: Callable) -> list[dict]:
     """The scores, by row, of models with the weights of seeds 0 .. n-1; each is worked out once and kept in `cache`."""
     try:
         known = json.loads(cache.read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # a damaged one is made anew
         known = {}
     sizes = "-".join(str(size) for size in vars(config).values())
-    names = [f"{task} {digest} {sizes} seed {seed}" for seed in range(n)]
+    names = [f"{name} {sizes} seed {seed}" for seed in range(n)]
     for seed, name in enumerate(names):
         if name not in known:
             torch.manual_seed(seed)
             known[name] = {row.name: row.score for row in score_it(Transformer(config))}
-            beside = cache.with_name(f"{cache.name}.{os.getpid()}.part")
-            beside.write_text(json.dumps(known, indent=1) + "\n")
-            os.replace(beside, cache)
+            with contextlib.suppress(OSError):  # then they are worked out again the next time
+                checkpoint.write(cache, json.dumps(known, indent=1).encode() + b"\n")
     return [known[name] for name in names]
 
 
@@ -239,56 +254,58 @@ def cache_of(run: Path, config: dict) -> Path:
     return (corpus if same else own).with_name("untrained.json")
 
 
-def result_file(run: Path, task: str, weights: str) -> Path:
+def result_file(run: Path, task: str, args: argparse.Namespace) -> Path:
     """Where a run's scores of a task are; the decisions lie beside, as .jsonl."""
-    return run / (f"eval-{task}.json" if weights == "last" else f"eval-{task}-{weights}.json")
+    marks = [mark for mark, usual in ((args.weights, "last"), (args.rules, "2026")) if mark != usual]
+    return run / f"{'-'.join(['eval', task, *marks])}.json"
 
 
-def other_rows(run: Path, task: str, weights: str, digest: str) -> list[Row]:
-    """The rows of another run, from its files. Raises DataError if it was not scored on the same items."""
-    file = result_file(run, task, weights)
-    again = f"score it first: python evaluate.py {run} --task {task}"
+def other_rows(args: argparse.Namespace, task: str, files: str, weights: str) -> list[Row]:
+    """The rows of another run, from its files. Raises DataError if they are of other items or of older weights."""
+    file = result_file(args.compare, task, args)
+    again = f"score it first: python evaluate.py {args.compare} --task {task}"
     try:
-        if json.loads(file.read_text())["files"] != digest:
-            raise data.DataError(f"--compare={run}: was scored on other files of {task}; {again}")
+        result = json.loads(file.read_text())
+        if result["files"] != files:
+            raise data.DataError(f"--compare={args.compare}: was scored on other files of {task}; {again}")
+        if result.get("digest") != weights:
+            raise data.DataError(f"--compare={args.compare}: its score of {task} is of other weights; {again}")
         lines = file.with_suffix(".jsonl").read_text().splitlines()
         return TASKS[task].rows(task, [json.loads(line) for line in lines])
     except FileNotFoundError as error:
-        raise data.DataError(f"--compare={run}: no {Path(error.filename).name} there; {again}") from None
+        raise data.DataError(f"--compare={args.compare}: no {Path(error.filename).name} there; {again}") from None
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise data.DataError(f"--compare={run}: its results of {task} are damaged; {again}") from None
+        raise data.DataError(f"--compare={args.compare}: its results of {task} are damaged; {again}") from None
 
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
 
-def print_table(results: list[dict], compared_to: Path | None) -> None:
-    """All rows; then the mean over the zero-shot tasks among them."""
+def print_table(results: list[dict], rules: str, compared_to: Path | None) -> None:
+    """All rows; then the differences."""
     n = max(len(result["untrained"]) for result in results)
-    header = f"{'task':21} {'score':>6}   95 % interval   items   ties" + (f"   {n} untrained" if n else "")
-    print(f"\n{header}")
+    header = f"rules of {rules:15} {'score':>6}   95 % interval   items   ties"
+    print(f"\n{header}" + (f"   {n} untrained" if n else ""))
     inside = False
     for result in results:
-        line = f"{result['name']:21} {result['score']:6.2f}  {result['low']:6.2f}, {result['high']:5.2f}"
+        line = f"{result['name']:24} {result['score']:6.2f}  "
+        line += f"{'-':^13}" if result["low"] is None else f"{result['low']:6.2f}, {result['high']:5.2f}"
         line += f" {result['items']:8,} {result['ties']:6,}"
         if chance := result["untrained"]:
             mark = "*" if min(chance) <= result["score"] <= max(chance) else " "
             inside |= mark == "*"
             line += f" {mark} {fmean(chance):6.2f} ({min(chance):.2f} to {max(chance):.2f})"
         print(line)
-    zero_shot = [result for result in results if result["name"] != "toy"]
-    if len(zero_shot) > 1:
-        print(f"\nmean over the zero-shot tasks {', '.join(r['name'] for r in zero_shot)}: "
-              f"{fmean(r['score'] for r in zero_shot):.2f}")  # fmt: skip
     if inside:
         print("\n* within the range of the untrained models: no sign of anything learnt")
     if compared_to:
-        print(f"\nagainst {compared_to}\n{'task':21} {'score':>6}   there   difference, 95 % interval   flipped")
+        print(f"\nagainst {compared_to}\n{'task':24} {'score':>6}   there   difference, 95 % interval   flipped")
         for result in results:
             c = result["compared"]
             flipped = "-" if c["flipped"] is None else f"{c['flipped']:,}"
-            print(f"{result['name']:21} {result['score']:6.2f}  {c['score']:6.2f}   {c['difference']:+10.2f} "
-                  f"[{c['low']:+.2f}, {c['high']:+.2f}] {flipped:>9}")  # fmt: skip
+            within = "-" if c["low"] is None else f"[{c['low']:+.2f}, {c['high']:+.2f}]"
+            print(f"{result['name']:24} {result['score']:6.2f}  {c['score']:6.2f}   {c['difference']:+10.2f} "
+                  f"{within} {flipped:>9}")  # fmt: skip
 
 
 def print_groups(groups: dict) -> None:
@@ -301,43 +318,57 @@ def print_groups(groups: dict) -> None:
 # --- The program ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Read all tasks, score them, write the results into the run folder and print the table."""
+def evaluate(args: argparse.Namespace) -> list[str]:
+    """Read all tasks, score them, write each one's results into the run folder, and print the table. Returns what went
+    wrong with some of them, a line each."""
     reuse_memory()
     device = pick_device(args.device)
     model, tokenizer, config = load_run(args.run, device, args.weights)
     eot, encode, cache = model.config.vocab_size - 1, tasks.Encoder(tokenizer), cache_of(args.run, config)
     # Everything is read before anything is scored: what is wrong with a file or another run is said at once.
-    read = {task: tasks.read(task, args.data, encode, args.items) for task in tasks.there(args.task, args.data)}
-    others = {task: other_rows(args.compare, task, args.weights, read[task][2]) for task in read if args.compare}
+    wanted = tasks.there(args.task, args.data, args.rules)
+    read = {task: tasks.read(task, args.data, encode, args.items, args.rules) for task in wanted}
+    other = digest_of(load_run(args.compare, torch.device("cpu"), args.weights)[0]) if args.compare else ""
+    others = {task: other_rows(args, task, read[task][2], other) for task in read if args.compare}
+    of_run = {"run": str(args.run), "weights": args.weights, "update": config["update"], "digest": digest_of(model)}
 
-    results = []
-    for task, (records, items, digest) in read.items():
+    results, kept, wrong = [], [], []
+    for task, (records, items, files) in read.items():
 
         def score_it(some_model, task=task, records=records, items=items):
             return score(some_model.to(device).eval(), task, records, items, eot, args.batch_size)
 
-        chance = untrained(args.untrained, cache, task, digest, model.config, score_it)
-        rows = score_it(model)
-        theirs = others.get(task, [None] * len(rows))
-        scores = [tasks.as_json(row, chance, other) for row, other in zip(rows, theirs, strict=True)]
-        file = result_file(args.run, task, args.weights)
-        file.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        result = {"task": task, "run": str(args.run), "weights": args.weights, "files": digest, "scores": scores}
-        file.write_text(json.dumps(result, indent=1) + "\n")
-        results += scores
+        try:
+            chance = untrained(args.untrained, cache, f"{task} {args.rules} {files}", model.config, score_it)
+            rows = score_it(model)
+            theirs = others.get(task, [None] * len(rows))
+            scores = [tasks.as_json(row, chance, other, args.rules) for row, other in zip(rows, theirs, strict=True)]
+            results += scores
+            file, result = result_file(args.run, task, args), {"task": task, "rules": args.rules, **of_run}
+            lines = [json.dumps(record).encode() + b"\n" for record in records]
+            checkpoint.write(file.with_suffix(".jsonl"), b"".join(lines))
+            result |= {"files": files, "scores": scores}
+            checkpoint.write(file, json.dumps(result, indent=1).encode() + b"\n")
+            kept.append(file.name)
+        except (ValueError, OSError) as error:  # the other tasks' scores are not lost
+            wrong.append(f"{task}: {data.one_line(error)}")
     if len(results) == 1 and results[0]["groups"]:
         print_groups(results[0]["groups"])
-    print_table(results, args.compare)
-    print(f"\nin {args.run}: " + ", ".join(result_file(args.run, task, args.weights).name for task in read))
+    if results:
+        print_table(results, args.rules, args.compare)
+    if kept:
+        print(f"\nin {args.run}: {', '.join(kept)}")
+    return wrong
 
 
 def main(args: argparse.Namespace) -> None:
     try:
         with short_of_memory("try a smaller --batch-size"):
-            evaluate(args)
+            wrong = evaluate(args)
     except ValueError as error:
         get_parser().error(str(error))
+    if wrong:
+        sys.exit(f"evaluate.py: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":

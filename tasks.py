@@ -2,11 +2,12 @@
 
 A task is an entry in TASKS: a reader, which makes candidates of a line of a file; a scorer, which makes rows of the
 table of the candidates' log-probabilities; and where the files are. A new task is a reader and an entry. The rules are
-those of the official pipeline (babylm/evaluation-pipeline-2025), but a tie counts one half, where the pipeline takes
-the first candidate. Nothing here knows of models.
+those of the official pipelines (babylm-org/babylm-eval for 2026, babylm/evaluation-pipeline-2025), but a tie counts its
+share, where 2026 draws lots among the tied and 2025 takes the first candidate. Nothing here knows of models.
 """
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -60,7 +61,8 @@ class Encoder:
 
 
 # A reader takes a line of a file, that file's name and an Encoder. It returns the group that the line's accuracy is
-# counted in, or the human ratio that it is compared to, and the candidates, the right one first.
+# counted in, or the human ratio that it is compared to, and the candidates, the right one first; or None, if the rules
+# leave the line out.
 
 
 def field(record: dict, name: str, kind: type = str):
@@ -73,22 +75,34 @@ def field(record: dict, name: str, kind: type = str):
 def minimal_pair(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
     """BLiMP and its supplement: the whole sentences."""
     candidates = [encode("", field(record, name)) for name in ("sentence_good", "sentence_bad")]
-    return {"group": record.get("UID", file)}, candidates
+    return {"group": field({"UID": file} | record, "UID")}, candidates
 
 
-def ewok(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """Two targets after the first context."""
-    context = field(record, "Context1")
-    candidates = [encode(context, " " + field(record, name)) for name in ("Target1", "Target2")]
-    return {"group": field(record, "Domain")}, candidates
+def ewok(record: dict, file: str, encode: Encoder, other=("Context2", "Target1")) -> tuple[dict, list[Candidate]]:
+    """The first target after the first context, against it after the second, or (2025) against the second target."""
+    pairs = [(field(record, context), field(record, target)) for context, target in (("Context1", "Target1"), other)]
+    return {"group": field(record, "Domain")}, [encode(context, " " + target) for context, target in pairs]
 
 
-def entity_tracking(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
-    """Options after a story; groups are of a file and a number of operations."""
+def entity_tracking(record: dict, file: str, encode: Encoder, nothing=False) -> tuple[dict, list[Candidate]] | None:
+    """Options after a story; groups are of a file and a number of operations. Where one of the options is "nothing", it
+    is the right one, and the shortest: only 2025 has these items."""
     prefix, options = field(record, "input_prefix"), field(record, "options", list)
     if len(options) < 2 or not all(isinstance(option, str) for option in options):
         raise ValueError("'options' must be two or more strings")
-    return {"group": f"{file}_{field(record, 'numops', int)}_ops"}, [encode(prefix, option) for option in options]
+    group = {"group": f"{file}_{field(record, 'numops', int)}_ops", "file": file}
+    left_out = not nothing and any("nothing" in option for option in options)
+    return None if left_out else (group, [encode(prefix, option) for option in options])
+
+
+def global_piqa(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
+    """Solutions after a prompt, by the mean over their tokens."""
+    solutions = [field(record, f"solution{i}") for i in range(4) if i < 2 or f"solution{i}" in record]
+    if not 0 <= (label := field(record, "label", int)) < len(solutions):
+        raise ValueError(f"'label' must be below {len(solutions)}, the number of solutions")
+    candidates = [encode(field(record, "prompt"), " " + solution) for solution in solutions]
+    candidates.insert(0, candidates.pop(label))
+    return {"group": file, "tokens": [max(1, len(ids) - start) for ids, start in candidates]}, candidates
 
 
 def comps(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]]:
@@ -103,7 +117,9 @@ def wug(record: dict, file: str, encode: Encoder) -> tuple[dict, list[Candidate]
     sentences = field(record, "sentences").split("\t")
     if len(sentences) < 2:
         raise ValueError("'sentences' must be two or more, with a tab between")
-    return {"ratio": float(field(record, "ratio", int | float))}, [encode("", sentence) for sentence in sentences]
+    if not 0 <= field(record, "ratio", int | float) <= 1:  # NaN is not, either
+        raise ValueError("'ratio' must be from 0 to 1")
+    return {"ratio": float(record["ratio"])}, [encode("", sentence) for sentence in sentences]
 
 
 # Columns of the reading task's file.
@@ -144,14 +160,16 @@ class Row:
 
 def accuracy(task: str, records: list[dict]) -> list[Row]:
     """How often the first candidate has the largest sum, percent, as the mean over groups. Of m candidates that tie
-    for the largest, the first counts 1/m."""
+    for the largest, the first counts 1/m. Groups of several files: the mean over a file's groups, then over files."""
     credits = np.array([(s[0] == max(s)) / s.count(max(s)) for s in (record["scores"] for record in records)])
     tied = np.array([0 < credit < 1 for credit in credits])
-    names, group = np.unique([record["group"] for record in records], return_inverse=True)
-    sizes = np.bincount(group)
+    names, first, group = np.unique([record["group"] for record in records], return_index=True, return_inverse=True)
+    sizes, files = np.bincount(group), np.array([records[i].get("file", "") for i in first])
+    of_file = [files == file for file in np.unique(files)]
 
     def statistic(some: np.ndarray) -> float:
-        return 100 * float(np.mean(np.bincount(group[some], credits[some]) / sizes))
+        means = np.bincount(group[some], credits[some]) / sizes
+        return 100 * float(np.mean([np.mean(means[own]) for own in of_file]))
 
     parts = [np.flatnonzero(group == i) for i in range(len(names))]
     groups = {
@@ -206,8 +224,11 @@ def reading_times(task: str, records: list[dict]) -> list[Row]:
 
     def row(name: str, controls: list[np.ndarray], measures: tuple[str, ...]) -> Row:
         y = np.array([[record[measure] for measure in measures] for record in records])
-        whole = np.isfinite(np.column_stack([*controls, y])).all(axis=1)  # rows that lack a number do not count
+        whole = np.isfinite(np.column_stack([*controls, surprisal, y])).all(axis=1)  # others do not count
         controls, s, y = [control[whole] for control in controls], surprisal[whole], y[whole]
+        predictors = 2 + len(controls) * (len(controls) + 1) // 2  # with their products, surprisal and the constant
+        if len(y) < 2 * predictors:
+            raise data.DataError(f"{len(y)} words with all numbers are too few for {predictors} predictors")
 
         def statistic(some: np.ndarray) -> float:
             return explained([control[some] for control in controls], s[some], y[some])
@@ -224,47 +245,57 @@ def reading_times(task: str, records: list[dict]) -> list[Row]:
 
 
 class Task(NamedTuple):
-    """A reader, a scorer, where the files are, and the package that the scorer needs."""
+    """A reader, a scorer, where the files are, the package that the scorer needs, and whose rules have the task."""
 
-    read: Callable  # a line of a file -> what is known of the item, and its candidates
+    read: Callable  # a line of a file -> what is known of the item, and its candidates, by the rules of 2026
     rows: Callable  # records with their scores -> rows of the table
     folders: tuple[str, ...] = ()  # in --data; none: built in
     files: str = "*.jsonl"  # JSON lines, or CSV with a header
     needs: str = ""
+    rules: tuple[str, ...] = ("2025", "2026")
+    older: Callable | None = None  # the reader by the rules of 2025, if it is another
 
 
+EWOK_2025 = functools.partial(ewok, other=("Context1", "Target2"))
+ENTITY_2025 = functools.partial(entity_tracking, nothing=True)
 TASKS = {
     "toy": Task(minimal_pair, accuracy),
-    "blimp": Task(minimal_pair, accuracy, ("blimp", "blimp_filtered")),
-    "blimp_supplement": Task(minimal_pair, accuracy, ("blimp_supplement", "supplement_filtered")),
-    "ewok": Task(ewok, accuracy, ("ewok", "ewok_filtered")),
-    "entity_tracking": Task(entity_tracking, accuracy, ("entity_tracking",)),
+    "blimp": Task(minimal_pair, accuracy, ("blimp", "blimp_filtered", "blimp_fast")),
+    "blimp_supplement": Task(minimal_pair, accuracy, ("blimp_supplement", "supplement_filtered", "supplement_fast")),
+    "ewok": Task(ewok, accuracy, ("ewok", "ewok_filtered", "ewok_fast"), older=EWOK_2025),
+    "entity_tracking": Task(entity_tracking, accuracy, ("entity_tracking", "entity_tracking_fast"), older=ENTITY_2025),
     "comps": Task(comps, accuracy, ("comps",)),
-    "wug_adj": Task(wug, correlation, ("wug_adj_nominalization",), needs="scipy"),
-    "wug_past": Task(wug, correlation, ("wug_past_tense",), needs="scipy"),
+    "global_piqa_parallel": Task(global_piqa, accuracy, ("global_piqa_parallel",), rules=("2026",)),
+    "global_piqa_nonparallel": Task(global_piqa, accuracy, ("global_piqa_nonparallel",), rules=("2026",)),
+    "wug_adj": Task(wug, correlation, ("wug_adj_nominalization",), needs="scipy", rules=("2025",)),
+    "wug_past": Task(wug, correlation, ("wug_past_tense",), needs="scipy", rules=("2025",)),
     "reading": Task(reading, reading_times, ("reading",), files="reading_data.csv"),
 }
+WHERE = ("the challenge has them at huggingface.co/datasets/BabyLM-community/BabyLM-2026-Strict-Evals and, for 2025, "
+         "osf.io/ryjfm: give the folder evaluation_data/full_eval, with blimp_filtered/*.jsonl and so on")  # fmt: skip
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
 def find_folder(task: str, folder: Path) -> Path | None:
-    """The folder of a task in --data, or None."""
-    return next((folder / name for name in TASKS[task].folders if (folder / name).is_dir()), None)
+    """The folder of a task in --data, or in its folder full_eval; or None."""
+    places = [place / name for place in (folder, folder / "full_eval") for name in TASKS[task].folders]
+    return next((place for place in places if place.is_dir()), None)
 
 
-def there(wanted: list[str], folder: Path | None) -> list[str]:
+def there(wanted: list[str], folder: Path | None, rules: str) -> list[str]:
     """The tasks to score; of "all", those whose folder is there. Raises DataError if that is none."""
     wanted = list(dict.fromkeys(wanted))
     if "all" not in wanted:
         return wanted
-    missing = [task for task in TASKS if task != "toy" and find_folder(task, folder) is None]
+    known = [task for task in TASKS if rules in TASKS[task].rules]
+    missing = [task for task in known if task != "toy" and find_folder(task, folder) is None]
     if missing:
         print(f"not in {folder}: {', '.join(missing)}")
-    wanted = [task for task in TASKS if task in wanted or task not in ("toy", *missing)]
+    wanted = [task for task in known if task in wanted or task not in ("toy", *missing)]
     if not wanted:
-        raise data.DataError(f"--data={folder}: no folder of any task there; one is called, for instance, blimp")
+        raise data.DataError(f"--data={folder}: no folder of any task there; {WHERE}")
     return wanted
 
 
@@ -276,21 +307,25 @@ def task_files(task: str, folder: Path | None) -> dict[Path, bytes]:
     pattern = TASKS[task].files
     files = sorted((find_folder(task, folder) or folder).glob(pattern))
     if not files:
-        raise data.DataError(f"--data={folder}: no {pattern} in it or in its folder {TASKS[task].folders[0]}")
+        raise data.DataError(f"--data={folder}: no {pattern} in it or in its folder {TASKS[task].folders[0]}; {WHERE}")
+    if others := [file for file in files if not file.is_file()]:  # a pipe, say, from which reading might never end
+        raise data.DataError(f"{others[0]}: not a file")
     return {file: file.read_bytes() for file in files}
 
 
-def read_file(task: str, file: Path, content: bytes, encode: Encoder) -> Iterator[tuple[dict, list[Candidate]]]:
+def read_file(task: str, file: Path, content: bytes, encode: Encoder, rules: str) -> Iterator[tuple[dict, list]]:
     """What the task's reader makes of each line. Raises DataError naming file and line."""
     is_csv, wanted = file.suffix == ".csv", f"wanted is a file of the task {task}"
+    reader = rules == "2025" and TASKS[task].older or TASKS[task].read
     line = first = 2 if is_csv else 1  # a CSV file has a header
+    lines = io.BytesIO(content)  # ends lines at line feeds alone: a JSON string may hold other breaks
     try:
-        text = content.decode()
-        for parsed in csv.DictReader(io.StringIO(text)) if is_csv else map(json.loads, text.splitlines()):
-            yield TASKS[task].read(parsed, file.stem, encode)
+        for parsed in csv.DictReader(part.decode("utf-8-sig") for part in lines) if is_csv else map(json.loads, lines):
+            if item := reader(parsed, file.stem, encode):
+                yield item
             line += 1
-    except json.JSONDecodeError:
-        raise data.DataError(f"{file}, line {line}: not a whole JSON object") from None
+    except (json.JSONDecodeError, RecursionError):
+        raise data.DataError(f"{file}, line {line}: not a whole JSON object, or one nested too deeply") from None
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         what = f"no {error} there" if isinstance(error, KeyError) else error
         raise data.DataError(f"{file}, line {line}: {what}; {wanted}") from None
@@ -299,7 +334,7 @@ def read_file(task: str, file: Path, content: bytes, encode: Encoder) -> Iterato
 
 
 def read(
-    task: str, folder: Path | None, encode: Encoder, most: int | None = None
+    task: str, folder: Path | None, encode: Encoder, most: int | None = None, rules: str = "2026"
 ) -> tuple[list[dict], list[list[Candidate]], str]:
     """Records and candidates of a task's items, about `most` of them evenly taken, and a digest of what was read.
 
@@ -311,9 +346,11 @@ def read(
     records, items, digest = [], [], hashlib.blake2b(digest_size=8)
     for file, content in task_files(task, folder).items():
         digest.update(content)
-        for record, candidates in read_file(task, file, content, encode):
+        for record, candidates in read_file(task, file, content, encode, rules):
             records.append(record)
             items.append(candidates)
+    if not items:
+        raise data.DataError(f"--data={folder}: the rules of {rules} leave no item of {task}")
     step = max(1, len(items) // (most or len(items)))
     return records[::step], items[::step], digest.hexdigest() + (f"/{step}" if step > 1 else "")
 
@@ -334,21 +371,23 @@ def draws(strata: np.ndarray) -> Iterator[np.ndarray]:
         yield order[first + (rng.random(len(order)) * size).astype(int)]
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """The middle 95 %."""
+def interval(values: list[float], strata: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """The middle 95 %. None where that says nothing: a group has one item, which no draw varies, or a draw no score."""
+    if np.bincount(strata).min() < 2 or not np.isfinite(values).all():
+        return None, None
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)
 
 
-def as_json(row: Row, chance: list[dict], other: Row | None) -> dict:
+def as_json(row: Row, chance: list[dict], other: Row | None, rules: str = "2026") -> dict:
     """A row with its interval, the scores of untrained models, and the difference from another run's row: paired, both
     on the same draws of the items."""
-    low, high = interval([row.statistic(some) for some in draws(row.strata)])
-    result = {"name": row.name, "score": row.score, "low": low, "high": high, "items": len(row.strata)}
+    low, high = interval([row.statistic(some) for some in draws(row.strata)], row.strata)
+    result = {"name": row.name, "rules": rules, "score": row.score, "low": low, "high": high, "items": len(row.strata)}
     result |= {"ties": row.ties, "untrained": [scores[row.name] for scores in chance], "compared": None}
     if other:
         gaps = [row.statistic(some) - other.statistic(some) for some in draws(row.strata)]
-        low, high = interval(gaps)
+        low, high = interval(gaps, row.strata)
         flipped = int((row.decisions != other.decisions).sum()) if len(row.decisions) else None
         difference = {"difference": row.score - other.score, "low": low, "high": high, "flipped": flipped}
         result["compared"] = {"score": other.score, **difference}

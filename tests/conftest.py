@@ -69,6 +69,9 @@ def eval_files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("eval")
     pairs = [pair for some in toy.minimal_pairs().values() for pair in some[:6]]
     s = [pair["sentence_good"].rstrip(" .") for pair in pairs]
+    stories = [item | {"numops": i // 2 % 2} for i, item in enumerate(toy.entity_items()[:42])]
+    for item in stories[::2]:  # in every second one an option is "nothing"
+        item["options"] = [option.replace("nothing", s[0]) for option in item["options"]]
     lines = {
         "blimp_filtered/a": [pair | {"UID": uid} for uid, some in toy.minimal_pairs().items() for pair in some[:4]],
         "blimp_supplement/turns": [{k: pair[k] for k in ("sentence_good", "sentence_bad")} for pair in pairs],
@@ -76,12 +79,21 @@ def eval_files(tmp_path_factory) -> Path:
             {"Domain": ("social", "spatial")[i % 2], "Context1": s[i], "Context2": s[i + 1], "Target1": s[i + 2] + ".",
              "Target2": s[i + 3] + "."} for i in range(40)
         ],
-        "entity_tracking/regular": toy.entity_items()[:30],
+        "entity_tracking/regular": stories[:30],
+        "entity_tracking/ambiref": stories[30:],
         "comps/comps_base": [
             {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
         ],
         "comps/comps_wugs": [
             {"prefix_acceptable": s[i], "prefix_unacceptable": s[i + 1], "property_phrase": s[i + 2]} for i in range(40)
+        ],
+        "global_piqa_parallel/eng_latn": [
+            {"prompt": s[i], "label": i % 4, "example_id": f"p{i}", **{f"solution{k}": s[i + k + 1] for k in range(4)}}
+            for i in range(30)
+        ],
+        "global_piqa_nonparallel/eng_latn": [
+            {"prompt": s[i], "label": i % 2, "example_id": f"n{i}", "solution0": s[i + 3], "solution1": s[i + 1]}
+            for i in range(30)
         ],
         "wug_adj_nominalization/w": [{"sentences": f"{s[i]}\t{s[i + 1]}", "ratio": i % 7 / 7} for i in range(40)],
         "wug_past_tense/w": [{"sentences": "\t".join(s[i : i + 3]), "ratio": i % 5 / 5} for i in range(20)],

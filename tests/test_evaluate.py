@@ -1,6 +1,7 @@
 """Scores against sums worked out one sentence at a time; the command lines of evaluate.py and sample.py."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import NANO, ROOT, refused, run
 
+import checkpoint
 import data
 import evaluate
 import sample
@@ -109,35 +111,65 @@ def test_every_task_agrees_with_the_official_rule(run_folder, eval_files, tmp_pa
     """The rule written out in tests/official.py: transformers' model and tokenizer, one sentence at a time."""
     official = pytest.importorskip("tests.official", reason="needs transformers and scipy")
     model, tokenizer = official.load_export(run_folder, tmp_path / "model")
-    for task in tasks.TASKS:
-        if task != "toy":
-            r = official.check(run_folder, eval_files, task, model, tokenizer, items=10**9)
-            assert r["agreement"] == 100 and r["difference"] < 0.1, (task, r)
+    for rules in ("2026", "2025"):
+        for task in tasks.TASKS:
+            if task != "toy" and rules in tasks.TASKS[task].rules and (rules == "2026" or differs(task)):
+                r = official.check(run_folder, eval_files, task, model, tokenizer, 10**9, rules)
+                assert r["agreement"] == 100 and r["difference"] < 1e-3, (rules, task, r)
 
 
-def test_all_tasks_that_are_there_are_scored_and_written(run_folder, eval_files, capsys):
-    evaluate_main(run_folder, "--task=all", f"--data={eval_files}", "--untrained=2")
+def differs(task: str) -> bool:
+    """Whether the rules of 2025 are others."""
+    return tasks.TASKS[task].older is not None or "2026" not in tasks.TASKS[task].rules
+
+
+def test_real_files_agree_with_the_official_rules_of_both_years(run_folder, shared, tmp_path):
+    official = pytest.importorskip("tests.official", reason="needs transformers and scipy")
+    model, tokenizer = official.load_export(run_folder, tmp_path / "model")
+    new = [("blimp", 67, "2026"), ("blimp_supplement", 20, "2026"), ("entity_tracking", 30, "2026")]
+    old = [("entity_tracking", 30, "2025"), ("wug_adj", 20, "2025"), ("wug_past", 20, "2025")]
+    for task, items, rules in new + old:
+        r = official.check(run_folder, shared / "eval", task, model, tokenizer, items, rules)
+        assert r["agreement"] == 100 and r["difference"] < 1e-3, (rules, task, r)
+
+
+def test_of_candidates_that_tie_or_are_no_numbers_each_rule_has_its_expectation():
+    official = pytest.importorskip("tests.official", reason="needs transformers and scipy")
+    for scores in ([-1, -1, -2], [-2, -1, -1], [math.nan, -1, -2], [math.nan] * 4):
+        ours = [-math.inf if math.isnan(score) else score for score in scores]
+        expected = 100 * official.credit(scores, 0, "2026")
+        assert tasks.accuracy("blimp", [{"group": "g", "scores": ours}])[0].score == pytest.approx(expected)
+    assert [official.credit([-1, -1], label, "2025") for label in (0, 1)] == [1, 0]
+
+
+@pytest.mark.parametrize(("rules", "mark", "count"), [("2026", "", 9), ("2025", "-2025", 9)])
+def test_all_tasks_of_the_year_that_are_there_are_scored_and_written(
+    run_folder, eval_files, capsys, rules, mark, count
+):
+    evaluate_main(run_folder, f"--data={eval_files}", "--untrained=2", f"--rules={rules}")
     out = capsys.readouterr().out
-    names = [row["name"] for task in tasks.TASKS if task != "toy" for row in results(run_folder, task)["scores"]]
-    assert len(names) == 9 and all(f"\n{name} " in out for name in names)
-    assert f"mean over the zero-shot tasks {', '.join(names)}: " in out
-    assert "ewok" in names and not out.startswith("not in")
-    for task in tasks.TASKS:
-        if task != "toy":
-            records = [json.loads(line) for line in (run_folder / f"eval-{task}.jsonl").read_text().splitlines()]
-            row = results(run_folder, task)["scores"][0]
-            assert row["low"] <= row["score"] <= row["high"] and len(row["untrained"]) == 2
-            assert len(records) >= row["items"] and all(len(record["scores"]) >= 1 for record in records)
+    of_year = [task for task in tasks.TASKS if task != "toy" and rules in tasks.TASKS[task].rules]
+    names = [row["name"] for task in of_year for row in results(run_folder, task + mark)["scores"]]
+    assert len(names) == count and all(f"\n{name} " in out for name in names)
+    assert "ewok" in names and not out.startswith("not in") and f"\nrules of {rules} " in out
+    for task in of_year:
+        records = [json.loads(line) for line in (run_folder / f"eval-{task}{mark}.jsonl").read_text().splitlines()]
+        result = results(run_folder, task + mark)
+        row = result["scores"][0]
+        assert result["rules"] == row["rules"] == rules and result["update"] == 5 and len(result["digest"]) == 16
+        assert row["low"] <= row["score"] <= row["high"] and len(row["untrained"]) == 2
+        assert len(records) >= row["items"] and all(len(record["scores"]) >= 1 for record in records)
 
 
 def test_what_is_missing_is_named(run_folder, eval_files, tmp_path, capsys):
-    (tmp_path / "wug_past_tense").symlink_to(eval_files / "wug_past_tense")
+    (tmp_path / "full_eval").mkdir()
+    (tmp_path / "full_eval" / "comps").symlink_to(eval_files / "comps")
+    (tmp_path / "supplement_fast").symlink_to(eval_files / "blimp_supplement")
     evaluate_main(run_folder, "--task=all", f"--data={tmp_path}")
     out = capsys.readouterr().out
-    assert out.startswith(
-        f"not in {tmp_path}: blimp, blimp_supplement, ewok, entity_tracking, comps, wug_adj, reading\n"
-    )
-    assert "wug_past" in out.splitlines()[3]
+    missing = "blimp, ewok, entity_tracking, global_piqa_parallel, global_piqa_nonparallel, reading"
+    assert out.startswith(f"not in {tmp_path}: {missing}\n")
+    assert [line.split()[0] for line in out.splitlines()[3:5]] == ["blimp_supplement", "comps"]
 
 
 def test_untrained_models_are_those_of_seeds_and_are_scored_once(run_folder, eval_files, monkeypatch):
@@ -184,9 +216,86 @@ def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, eval_files, 
         evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", f"--compare={other}")
     (eval_files / "blimp_filtered" / "b.jsonl").unlink()
     assert "scored on other files" in capsys.readouterr().err
+    other_digest = json.loads((other / "eval-blimp.json").read_text())["digest"]
+    spoil(other / "eval-blimp.json", other_digest, "0" * 16)
+    with pytest.raises(SystemExit):
+        evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", f"--compare={other}")
+    assert "its score of blimp is of other weights; score it first" in capsys.readouterr().err
+    spoil(other / "eval-blimp.json", "0" * 16, other_digest)
     with pytest.raises(SystemExit):
         evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", f"--compare={other}")
     assert "are damaged" in capsys.readouterr().err
+
+
+def spoil(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_other_weights_have_another_digest(model):
+    before = evaluate.digest_of(model)
+    with torch.no_grad():
+        model.model.norm.weight[3] += 1e-6
+        changed = evaluate.digest_of(model)
+        model.model.norm.weight[3] -= 1e-6
+    assert len({before, changed}) == 2 and evaluate.digest_of(model) == before
+
+
+def with_weights(run: Path, folder: Path, change) -> Path:
+    """A copy of a run whose weights were changed."""
+    copy = shutil.copytree(run, folder)
+    state = checkpoint.load(copy / checkpoint.NAME)
+    with torch.no_grad():
+        change(state["model"])
+    checkpoint.save(copy / checkpoint.NAME, state)
+    return copy
+
+
+def test_weights_that_are_no_numbers_have_no_score_and_the_others_keep_theirs(run_folder, eval_files, tmp_path, capsys):
+    broken = with_weights(run_folder, tmp_path / "run", lambda w: w["model.norm.weight"].fill_(math.nan))
+    (broken / "eval-comps.json").unlink(missing_ok=True)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_main(broken, "--task", "blimp", "comps", f"--data={eval_files}")
+    assert str(stopped.value.code).startswith("evaluate.py: blimp: no score: the model's log-probabilities are not")
+    assert not (broken / "eval-comps.json").exists()
+
+
+def test_one_failed_task_loses_no_other_s_score(run_folder, eval_files, monkeypatch, capsys):
+    log_probabilities = evaluate.log_probabilities
+
+    def too_large(model, items, *more, progress, **named):
+        if progress.strip() == "blimp_supplement":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return log_probabilities(model, items, *more, progress=progress, **named)
+
+    monkeypatch.setattr(evaluate, "log_probabilities", too_large)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_main(run_folder, "--task", "blimp_supplement", "comps", f"--data={eval_files}")
+    assert stopped.value.code == "evaluate.py: blimp_supplement: out of memory; try a smaller --batch-size"
+    out = capsys.readouterr().out
+    assert "\ncomps " in out and out.endswith(f"in {run_folder}: eval-comps.json\n")
+
+
+def test_scores_are_printed_though_the_folder_cannot_be_written(run_folder, eval_files, monkeypatch, capsys):
+    def full(file, text):
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_main(run_folder, "--task=comps", f"--data={eval_files}", "--untrained=1")
+    assert "No space left on device" in stopped.value.code and "\ncomps " in capsys.readouterr().out
+
+
+def test_items_that_leave_one_in_a_group_have_no_interval(run_folder, eval_files, tmp_path, capsys):
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    evaluate_main(run, "--task=comps", f"--data={eval_files}", "--items=2")
+    row = results(run, "comps")["scores"][0]
+    assert row["items"] == 2 and row["low"] is row["high"] is None and "comps " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        evaluate_main(run, "--task", "reading", "comps", f"--data={eval_files}", "--items=12")
+    assert "reading: 12 words with all numbers are too few for 8 predictors" in str(stopped.value.code)
+    assert results(run, "comps")["scores"][0]["items"] > 2
 
 
 def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
@@ -204,7 +313,9 @@ def test_toy_scores_of_a_run_are_those_it_logged(cache, tmp_path, capsys):
     ("argv", "wanted"),
     [
         (["out/x", "--task=blmip"], "'blmip': must be some of toy, blimp,"),
-        (["out/x", "--task", "toy", "blimp"], "blimp needs --data=FOLDER"),
+        (["out/x", "--task", "toy", "blimp"], "blimp needs --data=FOLDER; the challenge has them at huggingface.co"),
+        (["out/x", "--task=wug_adj", "--data=y"], "wug_adj is not among the tasks of 2026; give the other --rules"),
+        (["out/x", "--task=global_piqa_parallel", "--rules=2025"], "is not among the tasks of 2025"),
         (["out/x", "--untrained=-1"], "--untrained: '-1': must be a whole number of at least 0"),
         (["out/x", "--items=0"], "--items: '0': must be a whole number of at least 1"),
         (["out/x", "--batch-size=0"], "--batch-size: '0': must be a whole number of at least 1"),
@@ -216,7 +327,8 @@ def test_wrong_flags_of_evaluate_are_one_line(tmp_path, argv, wanted):
 
 
 def test_a_folder_without_any_task_is_refused(run_folder, tmp_path):
-    refused(run_folder, ["evaluate.py", run_folder, "--task=all", f"--data={tmp_path}"], "no folder of any task there")
+    wanted = "no folder of any task there; the challenge has them at huggingface.co", "osf.io/ryjfm"
+    refused(run_folder, ["evaluate.py", run_folder, f"--data={tmp_path}"], *wanted)
 
 
 def test_folders_that_are_no_whole_run_are_refused(run_folder, tmp_path):
