@@ -8,12 +8,12 @@ The tasks are in tasks.py. A candidate's log-probability is the sum over the tok
 overlap its characters. The end-of-text token stands before every text, so that the first word counts too. The rules are
 those of the official pipelines of 2026 or 2025, but a tie counts its share (one half of two).
 
-Into the run folder go eval-TASK.json (the scores, by paradigm too, and which weights they are of) and eval-TASK.jsonl
-(all decisions, one a line).
+Into the run folder go eval-TASK.json (scores, by paradigm too, and of which weights) and eval-TASK.jsonl (decisions).
 """
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -230,18 +230,19 @@ def score(model: Transformer, task: str, records: list[dict], items: list, eot: 
     return rows
 
 
-def untrained(n: int, cache: Path, name: str, config: Config, score_it: Callable) -> list[dict]:
+def untrained(n: int, cache: Path, name: str, model: Transformer, score_it: Callable) -> list[dict]:
     """The scores, by row, of models with the weights of seeds 0 .. n-1; each is worked out once and kept in `cache`."""
     try:
         known = json.loads(cache.read_text())
     except (FileNotFoundError, json.JSONDecodeError):  # a damaged one is made anew
         known = {}
-    sizes = "-".join(str(size) for size in vars(config).values())
+    sizes = "-".join(str(size) for size in vars(model.config).values())
     names = [f"{name} {sizes} seed {seed}" for seed in range(n)]
     for seed, name in enumerate(names):
         if name not in known:
             torch.manual_seed(seed)
-            known[name] = {row.name: row.score for row in score_it(Transformer(config))}
+            fresh = Transformer(model.config).to(model.model.norm.weight.device).eval()
+            known[name] = {row.name: row.score for row in score_it(fresh)}
             with contextlib.suppress(OSError):  # then they are worked out again the next time
                 checkpoint.write(cache, json.dumps(known, indent=1).encode() + b"\n")
     return [known[name] for name in names]
@@ -318,9 +319,9 @@ def print_groups(groups: dict) -> None:
 # --- The program ------------------------------------------------------------------------------------------------------
 
 
-def evaluate(args: argparse.Namespace) -> list[str]:
-    """Read all tasks, score them, write each one's results into the run folder, and print the table. Returns what went
-    wrong with some of them, a line each."""
+def evaluate(args: argparse.Namespace) -> None:
+    """Read all tasks, score them, write each one's results into the run folder, print the table, and exit with a line
+    about the tasks that failed."""
     reuse_memory()
     device = pick_device(args.device)
     model, tokenizer, config = load_run(args.run, device, args.weights)
@@ -334,12 +335,11 @@ def evaluate(args: argparse.Namespace) -> list[str]:
 
     results, kept, wrong = [], [], []
     for task, (records, items, files) in read.items():
-
-        def score_it(some_model, task=task, records=records, items=items):
-            return score(some_model.to(device).eval(), task, records, items, eot, args.batch_size)
-
+        score_it = functools.partial(
+            score, task=task, records=records, items=items, eot=eot, batch_size=args.batch_size
+        )
         try:
-            chance = untrained(args.untrained, cache, f"{task} {args.rules} {files}", model.config, score_it)
+            chance = untrained(args.untrained, cache, f"{task} {args.rules} {files}", model, score_it)
             rows = score_it(model)
             theirs = others.get(task, [None] * len(rows))
             scores = [tasks.as_json(row, chance, other, args.rules) for row, other in zip(rows, theirs, strict=True)]
@@ -358,17 +358,16 @@ def evaluate(args: argparse.Namespace) -> list[str]:
         print_table(results, args.rules, args.compare)
     if kept:
         print(f"\nin {args.run}: {', '.join(kept)}")
-    return wrong
+    if wrong:
+        sys.exit(f"evaluate.py: {'; '.join(wrong)}")
 
 
 def main(args: argparse.Namespace) -> None:
     try:
         with short_of_memory("try a smaller --batch-size"):
-            wrong = evaluate(args)
+            evaluate(args)
     except ValueError as error:
         get_parser().error(str(error))
-    if wrong:
-        sys.exit(f"evaluate.py: {'; '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def test_items_that_leave_one_in_a_group_have_no_interval(run_folder, eval_files
     assert row["items"] == 2 and row["low"] is row["high"] is None and "comps " in capsys.readouterr().out
     with pytest.raises(SystemExit) as stopped:
         evaluate_main(run, "--task", "reading", "comps", f"--data={eval_files}", "--items=12")
-    assert "reading: 12 words with all numbers are too few for 8 predictors" in str(stopped.value.code)
+    assert "words with all numbers are too few for 8 predictors" in str(stopped.value.code)
     assert results(run, "comps")["scores"][0]["items"] > 2
 
 
