@@ -215,11 +215,11 @@ def digest_of(model: Transformer) -> str:
     return digest.hexdigest()
 
 
-def score(model: Transformer, task: str, records: list[dict], items: list, eot: int, batch_size: int) -> list[Row]:
+def score(model: Transformer, task: str, records: list[dict], items: list, batch_size: int) -> list[Row]:
     """A task's rows for a model; its log-probabilities are left in the records, under "scores", as means over tokens if
     these are counted in the records. Raises DataError if no score comes of them."""
     with short_of_memory("try a smaller --batch-size"):
-        scores = log_probabilities(model, items, eot, batch_size, progress=f"{task:16}")
+        scores = log_probabilities(model, items, model.config.vocab_size - 1, batch_size, progress=f"{task:16}")
     for record, some in zip(records, scores, strict=True):
         record["scores"] = [total / n for total, n in zip(some, record.get("tokens", [1] * len(some)), strict=True)]
     if nan := sum(-math.inf in record["scores"] for record in records):
@@ -267,10 +267,9 @@ def other_rows(args: argparse.Namespace, task: str, files: str, weights: str) ->
     again = f"score it first: python evaluate.py {args.compare} --task {task}"
     try:
         result = json.loads(file.read_text())
-        if result["files"] != files:
-            raise data.DataError(f"--compare={args.compare}: was scored on other files of {task}; {again}")
-        if result.get("digest") != weights:
-            raise data.DataError(f"--compare={args.compare}: its score of {task} is of other weights; {again}")
+        if (result["files"], result.get("digest")) != (files, weights):
+            other = "weights" if result["files"] == files else "files"
+            raise data.DataError(f"--compare={args.compare}: its score of {task} is of other {other}; {again}")
         lines = file.with_suffix(".jsonl").read_text().splitlines()
         return TASKS[task].rows(task, [json.loads(line) for line in lines])
     except FileNotFoundError as error:
@@ -320,12 +319,11 @@ def print_groups(groups: dict) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Read all tasks, score them, write each one's results into the run folder, print the table, and exit with a line
-    about the tasks that failed."""
+    """Read all tasks, score each and write its results, print the table, and exit with a line if any failed."""
     reuse_memory()
     device = pick_device(args.device)
     model, tokenizer, config = load_run(args.run, device, args.weights)
-    eot, encode, cache = model.config.vocab_size - 1, tasks.Encoder(tokenizer), cache_of(args.run, config)
+    encode, cache = tasks.Encoder(tokenizer), cache_of(args.run, config)
     # Everything is read before anything is scored: what is wrong with a file or another run is said at once.
     wanted = tasks.there(args.task, args.data, args.rules)
     read = {task: tasks.read(task, args.data, encode, args.items, args.rules) for task in wanted}
@@ -335,19 +333,16 @@ def evaluate(args: argparse.Namespace) -> None:
 
     results, kept, wrong = [], [], []
     for task, (records, items, files) in read.items():
-        score_it = functools.partial(
-            score, task=task, records=records, items=items, eot=eot, batch_size=args.batch_size
-        )
+        score_it = functools.partial(score, task=task, records=records, items=items, batch_size=args.batch_size)
         try:
             chance = untrained(args.untrained, cache, f"{task} {args.rules} {files}", model, score_it)
             rows = score_it(model)
             theirs = others.get(task, [None] * len(rows))
             scores = [tasks.as_json(row, chance, other, args.rules) for row, other in zip(rows, theirs, strict=True)]
             results += scores
-            file, result = result_file(args.run, task, args), {"task": task, "rules": args.rules, **of_run}
-            lines = [json.dumps(record).encode() + b"\n" for record in records]
+            file, lines = result_file(args.run, task, args), [json.dumps(record).encode() + b"\n" for record in records]
             checkpoint.write(file.with_suffix(".jsonl"), b"".join(lines))
-            result |= {"files": files, "scores": scores}
+            result = {"task": task, "rules": args.rules, **of_run, "files": files, "scores": scores}
             checkpoint.write(file, json.dumps(result, indent=1).encode() + b"\n")
             kept.append(file.name)
         except (ValueError, OSError) as error:  # the other tasks' scores are not lost

@@ -7,7 +7,6 @@ share, where 2026 draws lots among the tied and 2025 takes the first candidate. 
 """
 
 import csv
-import functools
 import hashlib
 import io
 import json
@@ -249,21 +248,19 @@ class Task(NamedTuple):
 
     read: Callable  # a line of a file -> what is known of the item, and its candidates, by the rules of 2026
     rows: Callable  # records with their scores -> rows of the table
-    folders: tuple[str, ...] = ()  # in --data; none: built in
+    folders: tuple[str, ...] = ()  # in --data, with _filtered or _fast behind, too; none: built in
     files: str = "*.jsonl"  # JSON lines, or CSV with a header
     needs: str = ""
     rules: tuple[str, ...] = ("2025", "2026")
-    older: Callable | None = None  # the reader by the rules of 2025, if it is another
+    older: dict | None = None  # what the reader is told, besides, by the rules of 2025
 
 
-EWOK_2025 = functools.partial(ewok, other=("Context1", "Target2"))
-ENTITY_2025 = functools.partial(entity_tracking, nothing=True)
 TASKS = {
     "toy": Task(minimal_pair, accuracy),
-    "blimp": Task(minimal_pair, accuracy, ("blimp", "blimp_filtered", "blimp_fast")),
-    "blimp_supplement": Task(minimal_pair, accuracy, ("blimp_supplement", "supplement_filtered", "supplement_fast")),
-    "ewok": Task(ewok, accuracy, ("ewok", "ewok_filtered", "ewok_fast"), older=EWOK_2025),
-    "entity_tracking": Task(entity_tracking, accuracy, ("entity_tracking", "entity_tracking_fast"), older=ENTITY_2025),
+    "blimp": Task(minimal_pair, accuracy, ("blimp",)),
+    "blimp_supplement": Task(minimal_pair, accuracy, ("blimp_supplement", "supplement")),
+    "ewok": Task(ewok, accuracy, ("ewok",), older={"other": ("Context1", "Target2")}),
+    "entity_tracking": Task(entity_tracking, accuracy, ("entity_tracking",), older={"nothing": True}),
     "comps": Task(comps, accuracy, ("comps",)),
     "global_piqa_parallel": Task(global_piqa, accuracy, ("global_piqa_parallel",), rules=("2026",)),
     "global_piqa_nonparallel": Task(global_piqa, accuracy, ("global_piqa_nonparallel",), rules=("2026",)),
@@ -280,8 +277,9 @@ WHERE = ("the challenge has them at huggingface.co/datasets/BabyLM-community/Bab
 
 def find_folder(task: str, folder: Path) -> Path | None:
     """The folder of a task in --data, or in its folder full_eval; or None."""
-    places = [place / name for place in (folder, folder / "full_eval") for name in TASKS[task].folders]
-    return next((place for place in places if place.is_dir()), None)
+    ends = "", "_filtered", "_fast"
+    names = [f"{inside}{name}{end}" for inside in ("", "full_eval/") for name in TASKS[task].folders for end in ends]
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def there(wanted: list[str], folder: Path | None, rules: str) -> list[str]:
@@ -316,12 +314,12 @@ def task_files(task: str, folder: Path | None) -> dict[Path, bytes]:
 def read_file(task: str, file: Path, content: bytes, encode: Encoder, rules: str) -> Iterator[tuple[dict, list]]:
     """What the task's reader makes of each line. Raises DataError naming file and line."""
     is_csv, wanted = file.suffix == ".csv", f"wanted is a file of the task {task}"
-    reader = rules == "2025" and TASKS[task].older or TASKS[task].read
+    reader, told = TASKS[task].read, (rules == "2025" and TASKS[task].older) or {}
     line = first = 2 if is_csv else 1  # a CSV file has a header
     lines = io.BytesIO(content)  # ends lines at line feeds alone: a JSON string may hold other breaks
     try:
         for parsed in csv.DictReader(part.decode("utf-8-sig") for part in lines) if is_csv else map(json.loads, lines):
-            if item := reader(parsed, file.stem, encode):
+            if item := reader(parsed, file.stem, encode, **told):
                 yield item
             line += 1
     except (json.JSONDecodeError, RecursionError):

@@ -237,7 +237,7 @@ def check(run: Path, eval_data: Path, task: str, model, tokenizer, items: int, r
         began = time.perf_counter()
         ours, encoding, config = evaluate.load_run(run, pick_device("cpu"))
         records, candidates, _ = tasks.read(task, target, tasks.Encoder(encoding), rules=rules)
-        rows = evaluate.score(ours, task, records, candidates, encoding.eot_token, 64)
+        rows = evaluate.score(ours, task, records, candidates, 64)
         mine = {row.name: row.score for row in rows}
         middle = time.perf_counter()
         if task == "reading":

@@ -43,7 +43,9 @@ def test_a_correlation_that_may_be_chance_is_none():
     alike = [{"child": child, "model": child / 3 + other / 30} for child, other in ages]
     none = {"child": None, "model": 7.0}
     assert aoa.correlation([*alike, none]).score > 95 and len(aoa.correlation([*alike, none]).strata) == 30
-    assert aoa.correlation([{"child": child, "model": model} for child, model in ages]).score == 0
+    few = [{"child": child, "model": model} for child, model in zip(range(16, 21), (2, 4, 1, 3, 5), strict=True)]
+    assert aoa.correlation(few).score == 0  # r is 0.5, and p 0.39
+    assert aoa.correlation(few * 4).score == pytest.approx(50)
 
 
 def test_weights_kept_by_words_count_as_the_words_that_name_them():

@@ -180,7 +180,7 @@ def test_untrained_models_are_those_of_seeds_and_are_scored_once(run_folder, eva
     for seed in (0, 1):
         torch.manual_seed(seed)
         fresh = Transformer(model.config).eval()
-        assert evaluate.score(fresh, "blimp", records, items, tokenizer.eot_token, 8)[0].score == cached[seed]
+        assert evaluate.score(fresh, "blimp", records, items, 8)[0].score == cached[seed]
     made = []
     monkeypatch.setattr(evaluate, "Transformer", lambda config: made.append(config) or Transformer(config))
     evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", "--untrained=3")
@@ -215,7 +215,7 @@ def test_a_comparison_is_paired_and_counts_what_flipped(run_folder, eval_files, 
     with pytest.raises(SystemExit):
         evaluate_main(run_folder, "--task=blimp", f"--data={eval_files}", f"--compare={other}")
     (eval_files / "blimp_filtered" / "b.jsonl").unlink()
-    assert "scored on other files" in capsys.readouterr().err
+    assert "its score of blimp is of other files; score it first" in capsys.readouterr().err
     other_digest = json.loads((other / "eval-blimp.json").read_text())["digest"]
     spoil(other / "eval-blimp.json", other_digest, "0" * 16)
     with pytest.raises(SystemExit):
