@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+from pathlib import Path
 
 # What steers a terminal, but for tabs, line ends, and the carriage return that a progress bar begins with.
 STEERING = re.compile(r"(?!^\r)[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -44,8 +45,11 @@ def wait_politely() -> None:
     So they spin shortly, and not at all if the machine is busy (docs/speed.md). A user's own setting stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
-        os.environ.setdefault("GOMP_SPINCOUNT", "0" if busy else "10000")
+        others = 0.0
+        with contextlib.suppress(OSError, ValueError):  # only Linux has it, and GNU's threads
+            load, _, _, running, _ = Path("/proc/loadavg").read_text().split()
+            others = min(float(load), int(running.split("/")[0]) - 1)  # the load alone is that of the last minute, too
+        os.environ.setdefault("GOMP_SPINCOUNT", "0" if others > 0.25 * (os.cpu_count() or 1) else "10000")
 
 
 def prepare(program: str) -> None:

@@ -1,8 +1,11 @@
 """What happens on machines that are not here: GPUs, Macs, cards without bfloat16, little memory, a busy machine."""
 
 import contextlib
+import dataclasses
+import functools
 import math
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,6 +117,52 @@ def test_outside_cuda_a_step_that_is_not_finite_is_not_taken_at_all(flags, tmp_p
     assert taken == [1] and not hasattr(nano.optimizer, "found_inf")
 
 
+def test_on_cuda_the_step_is_on_its_way_before_the_host_looks_and_changes_nothing_if_not_finite(flags, tmp_path):
+    nano = dataclasses.replace(train.start(get_args([*flags, f"--out={tmp_path / 'a'}"])), device=CUDA)
+    W = list(nano.model.parameters())
+    before = [w.detach().clone() for w in W]
+    for number in (math.nan, 1.0):
+        for w in W:
+            w.grad = torch.full_like(w, number)
+        with pytest.raises(FloatingPointError) if math.isnan(number) else contextlib.nullcontext():
+            train.step_if_finite(nano, {"gradient": torch.tensor(number)})
+        assert all(map(torch.equal, W, before)) == math.isnan(number)
+
+
+def test_copies_to_and_from_cuda_do_not_wait(monkeypatch):
+    done, host = [], torch.zeros(2)
+    event = SimpleNamespace(record=lambda: done.append("record"), synchronize=lambda: done.append("wait"))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch, "empty_like", lambda x, device, pin_memory: host)
+    monkeypatch.setattr(host.__class__, "copy_", lambda self, x, non_blocking: done.append(("copy", non_blocking)))
+    read = machine.copy_to_host(SimpleNamespace(device=CUDA))
+    assert done == [("copy", True), "record"] and read() == [0.0, 0.0] and done[-1] == "wait"
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: done.append("pin") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device, non_blocking: done.append((device, non_blocking)))
+    machine.copy_to_device(np.arange(3), CUDA)
+    assert done[-2:] == ["pin", (CUDA, True)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "masked", "keys"),
+    [(torch.bfloat16, False, 1), (torch.bfloat16, True, 2), (torch.float32, False, 2), (torch.float32, True, 2)],
+)
+def test_only_attention_that_a_gpu_is_fast_at_has_grouped_heads(dtype, masked, keys, monkeypatch):
+    asked, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(q, k, v, mask, **more):
+        asked.append((k.size(1), v.size(1), more["enable_gqa"]))
+        return real(q, k, v, mask, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    config = Config(n_layer=1, n_embd=16, n_head=2, n_kv_head=1, n_mlp=32, vocab_size=50)
+    for device in ("meta", "cpu"):
+        with torch.device(device):
+            x, mask = torch.zeros(2, 8, dtype=torch.int64), torch.ones(2, 8, 8, dtype=torch.bool)
+            Transformer(config).to(dtype).hidden(x, *((x, mask) if masked else ()))
+    assert asked == [(keys, keys, keys == 1), (1, 1, True)]  # the CPU's takes both
+
+
 def test_the_named_gpu_is_the_current_one(gpu, monkeypatch):
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
@@ -148,6 +197,11 @@ def test_without_a_compiler_a_run_goes_on_without_compile_in_one_line(monkeypatc
     assert not machine.can_compile(torch.device("cpu"))
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "torch.compile needs a C++ compiler" in err
+    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    assert not machine.can_compile(CUDA)
+    err = capsys.readouterr().err
+    assert "needs a C compiler" in err and "Triton and a GPU of compute capability 7.0; going on without it" in err
 
 
 @pytest.mark.parametrize(
@@ -163,6 +217,23 @@ def test_memory_that_runs_out_is_one_line_with_the_remedy(error, flags, tmp_path
     assert err.startswith("train.py: out of memory; try --grad-accum=2")
     assert flags_of.less_memory(SimpleNamespace(batch_size=12, grad_accum=4, replay=0.0)) == "try --grad-accum=6"
     assert "--preset" in flags_of.less_memory(SimpleNamespace(batch_size=12, grad_accum=12, replay=0.0))
+
+
+def test_evaluations_take_no_more_rows_at_a_time_than_updates(flags, tmp_path, monkeypatch):
+    rows, real = [], Transformer.forward
+
+    def watched(self, tokens, *rest, **more):
+        rows.append(len(tokens))
+        return real(self, tokens, *rest, **more)
+
+    monkeypatch.setattr(Transformer, "forward", watched)
+    run(flags, tmp_path / "a", "--grad-accum=4", "--max-updates=4", "--track-forgetting=2", "--mode=curriculum")
+    assert max(rows) == 4 and len(rows) > 16
+
+
+def test_a_text_of_less_than_a_batch_is_refused(flags, tmp_path):
+    with pytest.raises(ValueError, match="--batch-size=1024: the text has .* less than a batch"):
+        train.start(get_args([*flags, f"--out={tmp_path / 'a'}", "--batch-size=1024", "--replay=0.9"]))
 
 
 def test_gradients_of_parts_are_averaged_over_processes_once(flags, tmp_path, monkeypatch):
@@ -197,15 +268,21 @@ def test_a_run_is_saved_by_time_and_once_at_its_end(flags, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("more, graphs", [([], 1), (["--mode=lfr"], 1), (["--replay=0.25"], 2)])
-def test_a_regime_is_compiled_into_one_graph_and_replayed_rows_into_one_more(more, graphs, flags, tmp_path):
+def test_a_regime_is_compiled_into_one_graph_and_replayed_rows_into_one_more(
+    more, graphs, flags, tmp_path, monkeypatch
+):  # fmt: skip
     torch._dynamo.reset()
     nano = train.start(get_args([*flags, *more, f"--out={tmp_path / 'a'}"]))
     counter = CompileCounterWithBackend("aot_eager")
-    nano.forward = torch.compile(nano.model, backend=counter, dynamic=False, fullgraph=True)  # a break is an error
+    own = functools.partial(torch.compile, backend=counter, fullgraph=True)  # a break is an error
+    monkeypatch.setattr(torch, "compile", own)
+    nano.forward = machine.for_all_processes(nano.model, compiled=True)
     nano.folder, nano.end = None, 4
     with contextlib.closing(train.Journal(nano, None)) as journal:
         train.train(nano, journal, [])
     assert counter.frame_count == graphs
+    inputs = [n.meta["example_value"] for graph in counter.graphs for n in graph.graph.nodes if n.op == "placeholder"]
+    assert all(isinstance(x, torch.Tensor) for x in inputs)  # a graph for all numbers of rows would have a symbol
 
 
 def saved_bytes(rows: int) -> int:
@@ -231,13 +308,22 @@ def test_memory_of_a_117m_update_falls_with_the_parts_of_a_batch():
     assert saved_bytes(8) < 0.15 * whole
 
 
-@pytest.mark.parametrize("busy, own, spin", [(2.0, {}, "0"), (0.1, {}, "10000"), (2.0, {"GOMP_SPINCOUNT": "7"}, "7"),
-                                             (2.0, {"OMP_WAIT_POLICY": "ACTIVE"}, None)])  # fmt: skip
-def test_threads_do_not_spin_on_a_busy_machine_unless_the_user_says_so(busy, own, spin, monkeypatch):
+@pytest.mark.parametrize(("load", "running", "own", "spin"), [
+    (0.9, 2, {}, "0"),  # one other process, on one of two cores
+    (0.1, 1, {}, "10000"),
+    (1.8, 1, {}, "10000"),  # a run that has just ended
+    (0.1, 3, {}, "10000"),  # what runs for a moment only
+    (2.0, 3, {"GOMP_SPINCOUNT": "7"}, "7"),
+    (2.0, 3, {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    (None, None, {}, "10000"),  # a Mac
+])  # fmt: skip
+def test_threads_do_not_spin_on_a_busy_machine_unless_the_user_says_so(load, running, own, spin, monkeypatch, tmp_path):
     environ = dict(own)
     monkeypatch.setattr(terminal.os, "environ", environ)
     monkeypatch.setattr(terminal.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(terminal.os, "getloadavg", lambda: (busy, 0.0, 0.0), raising=False)
+    if load is not None:
+        (tmp_path / "loadavg").write_text(f"{load:.2f} 0.50 0.50 {running}/153 4711\n")
+    monkeypatch.setattr(terminal, "Path", lambda name: tmp_path / Path(name).name)
     terminal.wait_politely()
     assert environ.get("GOMP_SPINCOUNT") == spin
     assert "torch" in sys.modules  # here it is too late for them; a program calls this first
