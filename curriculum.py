@@ -171,10 +171,18 @@ def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str, aoa: str | None =
     return score(corpus, lines, aoa) if score is composite else score(corpus, lines)
 
 
+def after_shift(corpus: "Corpus", kind: str, aoa: str | None = None) -> np.ndarray:
+    """Which lines are of a later stage than the first or, without stages, of the harder half of the tokens; bool."""
+    if corpus.line_stage is not None:
+        return corpus.line_stage > corpus.line_stage.min()
+    score = difficulty(corpus, np.arange(len(corpus.line_seen)), kind, aoa)
+    return score > np.median(np.repeat(score, np.diff(corpus.line_start)))
+
+
 def order_lines(
     corpus: "Corpus", order: str, kind: str, seed: int, share: float = 1.0, aoa: str | None = None
 ) -> np.ndarray:
-    """The training lines in the order they are learnt in: easy to hard, "stages" by stage, or shuffled.
+    """The training lines in the order they are learnt in: easy to hard, by stage, shifting, or shuffled.
 
     share: only the easiest lines, up to this share of the tokens; it is they that are shuffled.
     """
@@ -182,6 +190,10 @@ def order_lines(
         raise ValueError("--order=stages: needs text in sub-folders named by stage, such as 1-short and 2-medium; "
                          f"{corpus.folder} has none")  # fmt: skip
     lines = corpus.train_lines()
+    if order == "shift":  # the share is that of the lines before the shift
+        lines = np.random.default_rng(seed).permutation(lines)
+        late = after_shift(corpus, kind, aoa)[lines]
+        return np.concatenate((lines[~late][: math.ceil(share * np.sum(~late))], lines[late]))
     if order in ("curriculum", "stages") or share < 1:
         lines = lines[np.argsort(difficulty(corpus, lines, kind, aoa), kind="stable")]
         ends = np.cumsum(corpus.line_start[lines + 1] - corpus.line_start[lines])

@@ -129,9 +129,10 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling")
 
     add = parser.add_argument_group("method").add_argument
-    add("--order", choices=("curriculum", "random", "shuffled-once", "stages"), help="of the batches, in every mode: "
-        "easy to hard; shuffled lines, and the batches anew in every pass; one shuffled order for all passes; or from "
-        "stage to stage, each easy to hard, of text in sub-folders such as 1-short (default: random with "
+    add("--order", choices=("curriculum", "random", "shuffled-once", "stages", "shift"), help="of the batches, in "
+        "every mode: easy to hard; shuffled lines, and the batches anew in every pass; one shuffled order for all "
+        "passes; from stage to stage, each easy to hard, of text in sub-folders such as 1-short; or the first stage "
+        "shuffled, then the others (without stages: the easier half, then the harder) (default: random with "
         "--mode=random and lfr, else curriculum)")
     add("--difficulty", choices=DIFFICULTY, default="surprisal", help="; ".join(
         f"{name}: {label}" for name, (label, _) in DIFFICULTY.items()))
@@ -174,7 +175,8 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--buffer-tokens", type=number(int, 0), metavar="N", help="tokens in the buffer that --replay draws from, a "
         "uniform sample of the text met so far (default: all of that; with --stream 0)")
     add("--data-share", type=number(float, 0, 1, above=True), default=1.0, metavar="S",
-        help="only the easiest lines, up to this share of the text; the budget stays that of the whole")
+        help="only the easiest lines, up to this share of the text, and with --order=shift of what comes before the "
+        "shift; the budget stays that of the whole")
     add("--track-forgetting", type=count, nargs="?", const=60, metavar="N",
         help="every N updates (without N: 60) score some batches met before again (default: off)")
 

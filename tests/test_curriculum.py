@@ -213,6 +213,20 @@ def test_stages_come_and_go_as_their_tents_do():
     assert first[0] == 0 and third[-1] == len(lines) - 1
 
 
+def test_a_shift_shuffles_what_comes_before_it_and_what_comes_after():
+    corpus, late = staged({1: 60, 2: 30, 4: 30}), curriculum.after_shift
+    lines = curriculum.order_lines(corpus, "shift", "length", 0)
+    assert sorted(lines) == list(range(120)) and set(corpus.line_stage[lines[:60]]) == {1}
+    assert set(corpus.line_stage[lines[60:90]]) == {2, 4}  # the later stages are one text
+    shorter = curriculum.order_lines(corpus, "shift", "length", 0, share=0.25)
+    assert shorter.tolist() == [*lines[:15], *lines[60:]]
+    corpus.line_stage = None
+    lines, lengths = curriculum.order_lines(corpus, "shift", "length", 1), np.diff(corpus.line_start)
+    first, n = lines[~late(corpus, "length")[lines]], (~late(corpus, "length")).sum()
+    assert lines[:n].tolist() == first.tolist() and lengths[lines[:n]].max() < lengths[lines[n:]].min()
+    assert 0.4 < lengths[lines[:n]].sum() / lengths.sum() < 0.6 and (np.diff(lengths[lines[:n]]) < 0).any()
+
+
 def test_single_words_come_before_sentences(text_file, cache):
     prepared = data.open_prepared(data.prepare(str(text_file), cache, vocab_size=400, quiet=True))
     lines = curriculum.order_lines(prepared, "curriculum", "surprisal", seed=0)
