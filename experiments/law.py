@@ -1,7 +1,7 @@
 """The two laws of the loss curve (tools.law) on our own runs; docs/laws.md has what came of it.
 
     python -m experiments.law prepare ../shared/data/corpus   # data/law/toy.txt, and data/law/sources of two sources
-    python -m tools.compare experiments/law.toml              # fresh schedules; law-shift.toml, law-sources.toml: shifts
+    python -m tools.compare experiments/law.toml              # fresh schedules; the other two: shifts
     python -m tools.law parts out/law-shift/* out/law-sources/*
     python -m experiments.law tables                          # results/laws.md, .json, .png, .svg of all that is there
 
