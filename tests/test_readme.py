@@ -21,7 +21,7 @@ DOCS = {file: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / 
 TEXT = "\n".join(DOCS.values())
 # What needs a GPU, a network, other data, other runs or many minutes is parsed and not run.
 LONG = ("babylm-", "117m", "../shared", "tools.compare", "tools.bench", "experiments.", "tests/chaos", "tests.official",
-        "tools.calibrate", "tools.doctor", "torchrun", "make test", "out/fig-", "out/kept", "--compare",
+        "tools.calibrate", "tools.doctor", "tools.law", "tools.aoa", "tools.leaderboard", "torchrun", "make test", "out/fig-", "out/kept", "--compare",
         "unigram")  # fmt: skip
 
 
@@ -53,7 +53,8 @@ def test_the_lines_of_code_beside_the_algorithm_stand_in_the_code():
 
 
 @pytest.mark.parametrize(
-    "table", ["e1-lr", "e1", "e2", "e3", "e3-mix", "e3-best", "e3s", "e3s-random", "e4", "e5", "e5-tasks", "chaos"]
+    "table",
+    ["e1-lr", "e1", "e2", "e3", "e3-mix", "e3-best", "e3s", "e3s-random", "e4", "e5", "e5-tasks", "chaos", "laws"],
 )
 def test_tables_of_results_are_those_that_the_commands_made(table):
     for part in (ROOT / "results" / f"{table}.md").read_text().split("\n\n"):
@@ -176,7 +177,8 @@ def test_every_command_is_understood_by_its_program(command, parser_of):
 
 ARGUMENTS = {"evaluate.py": "run", "sample.py": "run", "tools.plot": "run", "tools.compare": "grid.toml",
              "tools.export": "run folder", "tools.average": "run --all", "tests.official": "run folder",
-             "experiments.e5": "prepare .", "experiments.stages": "--figure"}  # fmt: skip
+             "experiments.e5": "prepare .", "experiments.stages": "--figure", "tools.law": "fit run",
+             "experiments.law": "tables", "tools.aoa": "run --data=.", "tools.leaderboard": "run"}  # fmt: skip
 OTHERS = ["train.py", "data.py", "toy.py", "model.py", "tests/chaos.py", "tools.bench", "tools.calibrate",
           "tools.doctor", "experiments.e2"]  # fmt: skip
 

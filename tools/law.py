@@ -243,7 +243,8 @@ def measure_parts(folder: Path) -> dict:
             checkpoint.fill(model, checkpoint.load(file)["model"], file)
             found["updates"].append(update)
             for part, (x, y) in blocks.items():
-                found[part].append(evaluate.mean_loss(model, x, y))
+                counted = (y != -100).any(axis=1)
+                found[part].append(evaluate.mean_loss(model, x[counted], y[counted]))
     if None in found["old"] + found["new"]:
         raise ValueError(f"{folder}: one of the two parts of its text has no held-out lines")
     return found
