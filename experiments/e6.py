@@ -127,7 +127,7 @@ def draw_answer(results: dict, groups: dict[str, list[str]], file: Path) -> None
     for title, group in groups.items():
         top = max((heights[name] for name in group if name in heights), default=None)
         if top is not None:
-            ax.text(0, top + 0.75, title, fontweight="bold", fontsize=9, transform=ax.get_yaxis_transform())
+            ax.text(0.03, top + 0.75, title, fontweight="bold", fontsize=9, transform=ax.get_yaxis_transform())
     ax.axvline(50, color="black", linestyle=":", linewidth=1)
     ax.text(50.3, min(heights.values()) - 0.9, "guessing", fontsize=8)
     ax.set_yticks(list(heights.values()), names, fontsize=9)
