@@ -11,7 +11,9 @@ import journal
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_page_is_a_script_that_works(tmp_path):
+def test_the_page_is_a_script_that_works(tmp_path, cache):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cache").symlink_to(cache)
     page = (ROOT / "docs" / "extending.md").read_text()
     (tmp_path / "mine.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
     path = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}

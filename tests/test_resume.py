@@ -427,7 +427,7 @@ def test_a_checkpoint_of_another_run_is_refused(flags, tmp_path, text_file):
     text.write_text(text_file.read_text() + "\n\none more\n")
     runs = {"run": [], "seed": ["--seed=1", "--pull=gradient"], "text": [f"--data={text}"], "same": ["--save-every=3"]}
     for name, more in runs.items():
-        run(flags, tmp_path / name, *more, "--max-updates=3")
+        run(flags, tmp_path / name, *more, "--goal=3", "--max-updates=3")
     out, wanted = (
         tmp_path / "run",
         {"seed": ["of another run", "--seed=1", "--pull=gradient"], "text": ["not the text"]},
