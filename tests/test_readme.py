@@ -55,7 +55,22 @@ def test_the_lines_of_code_beside_the_algorithm_stand_in_the_code():
 
 @pytest.mark.parametrize(
     "table",
-    ["e1-lr", "e1", "e2", "e3", "e3-mix", "e3-best", "e3s", "e3s-random", "e4", "e5", "e5-tasks", "e6-answer", "chaos"],
+    [
+        "e1-lr",
+        "e1",
+        "e2",
+        "e3",
+        "e3-mix",
+        "e3-best",
+        "e3s",
+        "e3s-random",
+        "e4",
+        "e5",
+        "e5-tasks",
+        "e6-answer",
+        "chaos",
+        "laws",
+    ],
 )
 def test_tables_of_results_are_those_that_the_commands_made(table):
     for part in (ROOT / "results" / f"{table}.md").read_text().split("\n\n"):
