@@ -45,7 +45,7 @@ TOKENIZER = "tokenizer.json"
 LOCK = "lock"
 # What else stands in a run's folder, to the letter: what a run that is replaced takes with it.
 OWN = re.compile(rf"(checkpoint(-previous)?|average|weights-\d+)\.pt|average\.json|{re.escape(journal.FILE)}|"
-                 rf"eval-({'|'.join(TASKS)})(-average)?\.jsonl?")  # fmt: skip
+                 rf"eval-({'|'.join(TASKS)}|aoa)(-average)?(-2025)?\.jsonl?|untrained\.json")  # fmt: skip
 MARK, DIGEST_SIZE = b"blake2b:", 16  # at the end of every file, the digest after the mark
 
 

@@ -47,6 +47,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import terminal
+
 FORMAT = 1  # of the prepared folder; a change here makes every corpus be prepared again
 EOT = "<|endoftext|>"
 MIN_VOCAB, MAX_VOCAB = 257, 65536  # 256 bytes and end-of-text; what uint16 can hold
@@ -666,7 +668,7 @@ def get_parser() -> argparse.ArgumentParser:
         "a prepared folder, babylm-10m or babylm-100m (default: toy)")
     add("--tokenizer", default="bpe", help="bpe or unigram, trained on the text, or gpt2 (default: bpe)")
     add("--vocab-size", type=int, help="tokens, end-of-text included (default: as train.py proposes without "
-        "--preset, 16384 with a GPU and 2048 without, or what the text gives)")
+        "--preset, 2048 on a CPU, or what the text gives)")
     add("--val-share", type=float, default=0.05, help="share of the tokens held out, as documents (default: 0.05)")
     add("--encoding-errors", default="strict",
         help="text that is not UTF-8: strict stops, replace puts U+FFFD in its place (default: strict)")
@@ -680,23 +682,21 @@ def main() -> None:
     """Prepare a corpus; print its folder and counts."""
     parser = get_parser()
     args = parser.parse_args()
-    from model import PRESETS, torch
+    import machine
+    from model import PRESETS
 
     try:
-        preset = "117m" if torch.cuda.is_available() else "tiny"  # as train.py does without --preset
+        preset = machine.usual_preset(machine.pick_device(), about_words(args.data))
         folder = prepare(**vars(args), propose=PRESETS[preset].vocab_size)
         corpus = open_prepared(folder)
         print(folder)
         print(summary(args.data, corpus))
     except DataError as error:
         parser.error(str(error))
-    except OSError as error:
-        parser.exit(1, f"data.py: error: {one_line(error)}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "data.py: interrupted\n")
     counts = corpus.meta | {"n_val_lines": len(corpus.val_lines()), "n_seen_lines": int(corpus.line_seen.sum())}
     print(*(f"{name:>12} {n:>12,}" for name, n in counts.items() if name.startswith(("n_", "vocab"))), sep="\n")
 
 
 if __name__ == "__main__":
+    terminal.prepare("data.py")
     main()

@@ -366,7 +366,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(ARGS)
-    except OSError as error:
-        sys.exit(f"evaluate.py: {error}")
+    main(ARGS)

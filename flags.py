@@ -23,8 +23,6 @@ PRESET_DEFAULTS = {
 # The default C for each p, measured (results/LOG.md): a share of the peak learning rate, about what AdamW moves
 # a weight by, and a share of the distance.
 DEFAULT_C = {1: 0.15, 2: 0.1}
-# The preset by default: from so many words on, on a machine that is up to it (machine.largest_preset).
-WORDS = {"tiny": 0, "small": 1e6, "117m": 5e6}
 KEEP = ("evaluations", "babylm", "words", "shares")
 # Words, in millions, after which the challenge wants checkpoints, and the paper averaged them (section 3.3).
 MILLION, MILESTONES = 10**6, (*range(1, 10), *range(10, 100, 10), *range(100, 1001, 100))
@@ -298,13 +296,9 @@ def spelt(name: str, value: object) -> str:
     return f"no {flag}" if value is None or value is False else flag if value is True else f"{flag}={value}"
 
 
-def fill_in(args: argparse.Namespace, largest: str = "tiny", words: float = 0) -> None:
-    """What was left open and follows from the machine, the text's size, the preset and the mode, in place.
-
-    largest: the preset that the machine is up to; words: of the text, about.
-    """
-    up_to = list(WORDS)[: 1 + list(WORDS).index(largest)]
-    args.preset = args.preset or [preset for preset in up_to if words >= WORDS[preset]][-1]
+def fill_in(args: argparse.Namespace, preset: str = "tiny") -> None:
+    """What was left open and follows from the preset (by default the one given) and the mode, in place."""
+    args.preset = args.preset or preset
     for name, value in PRESET_DEFAULTS[args.preset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)

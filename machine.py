@@ -69,10 +69,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def largest_preset(device: torch.device) -> str:
-    """The largest preset that trains in hours there."""
-    fast = pick_dtype("auto", device) == torch.bfloat16
-    return "tiny" if device.type == "cpu" else "117m" if fast else "small"
+def usual_preset(device: torch.device, words: float) -> str:
+    """The preset by default for a text of so many words, about: what trains in hours there, and is not too large."""
+    if device.type == "cpu" or words < 1e6:
+        return "tiny"
+    return "117m" if words >= 5e6 and pick_dtype("auto", device) == torch.bfloat16 else "small"
 
 
 def can_compile(device: torch.device) -> bool:
@@ -217,9 +218,9 @@ def for_all_processes(model: torch.nn.Module, compiled: bool) -> Callable:
     return torch.compile(forward, dynamic=False) if compiled else forward  # replayed rows get a graph of their own
 
 
-def keep_gradients(forward: Callable) -> contextlib.AbstractContextManager:
-    """Within it, each process adds up its own gradients; the first backward pass after it averages them."""
-    return forward.no_sync() if n_processes() > 1 else contextlib.nullcontext()
+def keep_gradients(forward: Callable, more: bool) -> contextlib.AbstractContextManager:
+    """If more are to come, each process adds up its own gradients within it; the last backward pass averages them."""
+    return forward.no_sync() if more and n_processes() > 1 else contextlib.nullcontext()
 
 
 def on_device(blocks: tuple[np.ndarray, np.ndarray], device: torch.device) -> tuple[Tensor, ...]:

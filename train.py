@@ -133,7 +133,7 @@ def loss_and_gradient(run: Run, x: Tensor, y: Tensor, stop: bool = False) -> lis
     """
     loss, blocks, parts = torch.zeros((), device=x.device), [], run.args.grad_accum
     for left, part_x, part_y in zip(reversed(range(parts)), x.chunk(parts), y.chunk(parts), strict=True):
-        with machine.keep_gradients(run.forward) if left else contextlib.nullcontext():
+        with machine.keep_gradients(run.forward, more=left > 0):
             with run.autocast:
                 if run.args.mode == "lfr":  # which follows the loss of every block
                     blocks.append(run.forward(part_x, part_y, reduction="none").mean(dim=1))  # (B / parts)
@@ -249,7 +249,7 @@ def start(args: argparse.Namespace) -> Run:
     machine.reuse_memory()
     args.dtype = str(machine.pick_dtype(args.dtype, device)).removeprefix("torch.")
     own_warmup = args.warmup is not None
-    flags.fill_in(args, machine.largest_preset(device), data.about_words(args.data))
+    flags.fill_in(args, machine.usual_preset(device, data.about_words(args.data)))
     flags.check_rows(args, n_processes())
     folder = checkpoint.choose(args)
     preset = PRESETS[args.preset]

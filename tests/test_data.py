@@ -22,11 +22,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiktoken
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
 import flags
+import machine
 import tasks
 import toy
 import train
@@ -173,6 +175,8 @@ def test_links_to_folders_are_followed_once_and_what_was_left_out_is_counted(tmp
 def test_data_and_train_propose_the_same_vocabulary(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "text.txt", " ".join(f"{i * 7919 % 100003:x}" for i in range(9000)))
     monkeypatch.setattr(sys, "argv", ["data.py", f"--data={path}", f"--cache={tmp_path}"])
+    monkeypatch.setattr(machine, "pick_device", lambda name="auto": torch.device(name.replace("auto", "cuda")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a small text is one on a GPU, too
     data.main()
     state = train.start(
         flags.get_args(["--device=cpu", f"--data={path}", f"--cache={tmp_path}", f"--out={tmp_path / 'x'}"])
@@ -680,7 +684,7 @@ def test_wrong_settings_name_their_flag(tmp_path, flag, flags):
 
 def test_command_line_is_one_line_and_status_2(tmp_path):
     (tmp_path / "data").mkdir()  # a folder of the same name must not hide data.py
-    for name in ("data.py", "model.py"):
+    for name in ("data.py", "machine.py", "model.py", "terminal.py"):
         shutil.copy(ROOT / name, tmp_path)
     run = lambda *args: subprocess.run([sys.executable, *args], cwd=tmp_path, capture_output=True, text=True)  # noqa: E731
     for wrong in (["--data=nope"], ["--vocab-size=x"], ["--val-share=2"], ["--unknown"]):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -381,3 +382,12 @@ def test_tokenizer_of_a_run_decodes_what_it_encodes(run_folder):
     tokenizer = data.load_tokenizer(run_folder / "tokenizer.json")
     text = "the dogs\tchase\n  naïve 🐘 cats"
     assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+
+
+def test_every_file_of_scores_goes_with_a_run_that_is_replaced(tmp_path):
+    for weights in ("last", "average"):
+        for rules in ("2025", "2026"):
+            for task in tasks.TASKS:
+                file = evaluate.result_file(tmp_path, task, SimpleNamespace(weights=weights, rules=rules))
+                assert all(checkpoint.OWN.fullmatch(file.with_suffix(end).name) for end in (".json", ".jsonl"))
+    assert checkpoint.OWN.fullmatch("untrained.json") and not checkpoint.OWN.fullmatch("eval-notes.json")

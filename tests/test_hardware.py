@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import ROOT, run
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -24,7 +25,7 @@ import machine
 import terminal
 import train
 from flags import get_args
-from model import PRESETS, Config, Transformer
+from model import PRESETS, Config, Transformer, count_parameters
 
 CUDA = torch.device("cuda")
 
@@ -39,7 +40,7 @@ def gpu(monkeypatch):
 def filled(*words: str, device: torch.device = CUDA):
     """The flags as a run on that device has them."""
     args = get_args(list(words))
-    flags_of.fill_in(args, machine.largest_preset(device), data.about_words(args.data))
+    flags_of.fill_in(args, machine.usual_preset(device, data.about_words(args.data)))
     return args
 
 
@@ -285,11 +286,12 @@ def test_a_regime_is_compiled_into_one_graph_and_replayed_rows_into_one_more(
     assert all(isinstance(x, torch.Tensor) for x in inputs)  # a graph for all numbers of rows would have a symbol
 
 
-def saved_bytes(rows: int) -> int:
-    """What an update of the 117m keeps for its backward pass without compile, bytes; nothing is computed."""
+def saved_bytes(preset: str, rows: int) -> tuple[int, int]:
+    """What an update keeps for its backward pass without compile, bytes, and the parameters; nothing is computed."""
     kept = {}
     with FakeTensorMode():
-        model, x = Transformer(PRESETS["117m"]), torch.zeros(rows, 512, dtype=torch.int64)
+        model = Transformer(PRESETS[preset])
+        x = torch.zeros(rows, flags_of.PRESET_DEFAULTS[preset]["block_size"], dtype=torch.int64)
 
         def keep(t: torch.Tensor) -> torch.Tensor:
             kept[t.untyped_storage()._cdata] = t.untyped_storage()
@@ -298,14 +300,17 @@ def saved_bytes(rows: int) -> int:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
             assert model(x, x).dtype == torch.float32
         weights = {w.untyped_storage()._cdata for w in model.parameters()}
-    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+    return sum(storage.nbytes() for key, storage in kept.items() if key not in weights), count_parameters(model)
 
 
-def test_memory_of_a_117m_update_falls_with_the_parts_of_a_batch():
-    whole, half = saved_bytes(64), saved_bytes(32)
-    assert 21e9 < whole < 23e9  # docs/speed.md: 22 GB beside weights, gradients, moments and anchor
-    assert 0.45 < half / whole < 0.55
-    assert saved_bytes(8) < 0.15 * whole
+@pytest.mark.parametrize("preset", ["small", "117m", "115m", "372m"])
+def test_the_table_of_memory_in_the_readme_is_what_is_counted(preset):
+    """Beside what is kept there are weights, gradients, two moments and the anchor, of four bytes each."""
+    row = re.search(rf"^\| {preset}, (\d+) x \d+ \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    shown = [float(cell) for cell in row[2].split(" | ")]
+    for gigabytes, parts in zip(shown, (1, 2, 4, 8), strict=True):
+        kept, parameters = saved_bytes(preset, int(row[1]) // parts)
+        assert gigabytes == pytest.approx((kept + 20 * parameters) / 1e9, abs=0.05 if preset == "small" else 0.5)
 
 
 @pytest.mark.parametrize(("load", "running", "own", "spin"), [
