@@ -1,6 +1,6 @@
 """Which goal is right for a text? Eight texts of different size and kind, each with a few goals around the default.
 
-    python -m experiments.goal ../shared/data/corpus      # hours on one core; a run that was stopped goes on
+    python -m experiments.goal ../shared/data/corpus --jobs=2      # half an hour on two cores; goes on where it stopped
     python -m experiments.goal ../shared/data/corpus --updates=3 --out=out/goal-try      # whether all of it works
 
 The goals of a text are the loss of a bigram model on the text that it counted ("seen"), and its loss on a tenth that it
@@ -11,35 +11,40 @@ is from the best goal of each text, in the mean and at most.
 
 import argparse
 import json
+import os
 import statistics
-import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import checkpoint
 import curriculum
 import data
 import journal
+from tools import compare
+
+BOOKS = ("A_Christmas_Carol", "Black_Beauty", "Peter_Pan", "The_Wonderful_Wizard_of_Oz")
 
 # name: (files of the corpus, kilobytes of them, epochs)
 TEXTS = {
+    "tales": (["children_stories/fairytaleqa.txt"], 80, 10),
+    "four books": ([f"gutenberg/{book}.txt" for book in BOOKS], 240, 10),
+    "stories": (["children_stories/african_storybook_en.txt"], 400, 5),
+    "encyclopedia": (["wikipedia"], 400, 5),
+    "child speech": (["childes/NA_Brown.txt"], 300, 4),
+    "films": (["films"], 600, 3),
+    "simple English": (["simple_english"], 600, 3),
     "built-in": (None, None, 10),
-    "tale": (["gutenberg/Rip_Van_Winkle.txt"], 40, 10),
-    "book": (["gutenberg/A_Christmas_Carol.txt"], 160, 10),
-    "stories": (["children_stories/african_storybook_en.txt"], 400, 10),
-    "encyclopedia": (["wikipedia"], 400, 10),
-    "child speech": (["childes/NA_Brown.txt"], 600, 5),
-    "films": (["films"], 1500, 3),
-    "simple English": (["simple_english"], 1500, 3),
 }
 RULES = {"seen": None, "unseen - 0.5": -0.5, "unseen": 0.0, "unseen + 0.5": 0.5, "unseen + 1": 1.0}
 
 
 def cut(corpus: Path, names: list[str], kilobytes: int, to: Path) -> str:
-    """About so many kilobytes from the start of the files, as one file; documents stay apart."""
+    """About so many kilobytes, as one file: the beginning of each of the files; documents stay apart."""
     files = [file for name in names for file in data.corpus_files(corpus / name)]
-    text = b"\n\n".join(file.read_bytes() for file in files)[: 1000 * kilobytes]
+    texts = [file.read_bytes()[: 1000 * kilobytes // len(files)].rpartition(b"\n")[0] for file in files]
     to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_bytes(text.rpartition(b"\n")[0] + b"\n")
+    to.write_bytes(b"\n\n".join(texts) + b"\n")
     return str(to)
 
 
@@ -51,17 +56,13 @@ def goals(text: str, cache: Path) -> dict[str, float]:
     return {rule: round(seen if above is None else unseen + above, 2) for rule, above in RULES.items()}
 
 
-def train(out: Path, flags: list[str]) -> dict[str, float]:
+def train(out: Path, flags: list[str], threads: int) -> dict[str, float]:
     """A run, or what is left of it: its validation loss at the end, and the share of the batches that it met."""
-    done = out / "result.json"
-    if not done.exists():
-        more = ["--resume"] if list(out.glob("checkpoint*.pt")) else ["--overwrite"]
-        subprocess.run([sys.executable, "train.py", *flags, *more, f"--out={out}"], check=True)
-        records = journal.read(out)
-        met = len(journal.seen(records)) / json.loads((out / "config.json").read_text())["batches"]
-        loss = journal.evaluations(records)[-1]["val_loss"]
-        done.write_text(json.dumps({"val_loss": loss, "met": met, "updates": len(journal.updates(records))}))
-    return json.loads(done.read_text())
+    compare.train(out, flags, threads)
+    records = journal.read(out)
+    met = len(journal.seen(records)) / checkpoint.read_config(out)["batches"]
+    loss = journal.evaluations(records)[-1]["val_loss"]
+    return {"val_loss": loss, "met": met, "updates": len(journal.updates(records))}
 
 
 def table(found: dict[str, dict[str, dict]]) -> str:
@@ -83,23 +84,34 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/goal"))
     parser.add_argument("--updates", type=int, help="of each run (default: its budget)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, sharing the cores (default: 1)")
     args = parser.parse_args()
-    found = {}
+    file = args.out / "goal.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
     for name, (files, kilobytes, epochs) in TEXTS.items():
+        if name in found:
+            continue
         text = "toy" if files is None else cut(args.corpus, files, kilobytes, args.out / "texts" / f"{name}.txt")
-        found[name] = {}
-        for rule, goal in goals(text, Path("data/cache")).items():
-            flags = [f"--data={text}", "--mode=bcp", "--preset=tiny", f"--epochs={epochs}", f"--goal={goal}"]
-            flags += [f"--max-updates={args.updates}"] if args.updates else []
-            run = train(args.out / f"{name}-{goal}".replace(" ", "-"), flags)
-            found[name][rule] = {"goal": goal} | run
-            (args.out / "goal.json").write_text(json.dumps(found, indent=1) + "\n")
-        print(table(found), flush=True)
-    (args.out / "goal.md").write_text(table(found) + "\n")
+        rules = goals(text, Path("data/cache"))
+
+        flags = [f"--data={text}", "--mode=bcp", "--preset=tiny", f"--epochs={epochs}"]
+        flags += [f"--max-updates={args.updates}"] if args.updates else []
+        with ThreadPoolExecutor(args.jobs) as pool:
+            begun = {
+                rule: pool.submit(
+                    train, args.out / f"{name}-{goal}".replace(" ", "-"), [*flags, f"--goal={goal}"], threads
+                )
+                for rule, goal in rules.items()
+            }
+            found[name] = {rule: {"goal": rules[rule]} | run.result() for rule, run in begun.items()}
+        compare.keep(file, found)
+        (args.out / "goal.md").write_text(table(found) + "\n")
+    print(table(found))
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"experiments.goal: {error}")
