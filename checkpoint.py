@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -29,13 +29,11 @@ except ImportError:  # Windows: nothing keeps two processes apart there
 import numpy as np
 import torch
 
+import data
 import flags
 import journal
 from model import Config
 from tasks import TASKS
-
-if TYPE_CHECKING:
-    from data import Corpus
 
 NAME = "checkpoint.pt"
 PREVIOUS = "checkpoint-previous.pt"
@@ -87,7 +85,7 @@ def make(args: argparse.Namespace) -> Path:
         return folder
 
 
-def begin(folder: Path, args: argparse.Namespace, model: torch.nn.Module, corpus: "Corpus", batches: int) -> None:
+def begin(folder: Path, args: argparse.Namespace, model: torch.nn.Module, corpus: data.Corpus, batches: int) -> None:
     """Write config.json and the tokenizer. A run that is replaced goes only now, when everything else is in order."""
     if args.out:
         choose(args)  # once more: another process may have made a run there while the text was prepared
@@ -141,7 +139,10 @@ def save(file: Path, state: dict, previous: Path | None = None) -> None:
             digest.update(chunk)
             return f.write(chunk)
 
-        _save_tensors(state, SimpleNamespace(write=write, flush=f.flush))
+        try:
+            torch.save(state, SimpleNamespace(write=write, flush=f.flush))
+        except RuntimeError as error:  # torch hides a full disk behind it
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         f.write(MARK + digest.digest())
     if previous is not None and file.exists():
         link = _part(previous)
@@ -180,14 +181,6 @@ def write(file: Path, content: bytes) -> None:
     os.replace(_part(file), file)
 
 
-def _save_tensors(state: dict, f: SimpleNamespace) -> None:
-    """torch.save, which hides a full disk behind a RuntimeError; this raises the OSError."""
-    try:
-        torch.save(state, f)
-    except RuntimeError as error:
-        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-
-
 def load(file: Path) -> dict:
     """What `save` wrote, on the CPU. Raises CheckpointError if the file is missing or not, to the bit, what it was."""
     if not file.is_file():
@@ -215,11 +208,6 @@ def _digest(f: BinaryIO, length: int) -> bytes:
         digest.update(chunk)
         length -= len(chunk)
     return digest.digest()
-
-
-def _digest_of(file: Path) -> bytes:
-    with open(file, "rb") as f:
-        return _digest(f, file.stat().st_size)
 
 
 def fill(module: torch.nn.Module, state: dict, file: Path) -> None:
@@ -267,7 +255,7 @@ def read_config(folder: Path) -> dict:
         known, tokenizer = config["corpus"]["files"]["tokenizer.json"]["blake2b"], folder / "tokenizer.json"
     except (KeyError, TypeError):
         return config  # made by hand, say
-    if tokenizer.is_file() and _digest_of(tokenizer).hex() != known:
+    if tokenizer.is_file() and data.file_digest(tokenizer) != known:
         raise CheckpointError(f"{tokenizer} is damaged or of another run; its own is in the prepared corpus too")
     return config
 
@@ -296,11 +284,6 @@ def save_run(folder: Path, state: dict) -> None:
     with open(folder / journal.FILE, "ab") as f:
         os.fsync(f.fileno())
     save(folder / NAME, state, previous=folder / PREVIOUS)
-
-
-def identity(args: argparse.Namespace, text: dict) -> dict:
-    """What a checkpoint has in common with its run and no other: the flags that change the result, and the text."""
-    return {"flags": flags.of_result(args), "text": text}
 
 
 def load_run(folder: Path, args: argparse.Namespace, text: dict) -> dict:
@@ -357,11 +340,6 @@ def cut_metrics(folder: Path, update: int) -> None:
 
 
 # --- Weights of evaluations (--keep-weights) --------------------------------------------------------------------------
-
-
-def save_weights(folder: Path, update: int, state: dict) -> None:
-    """Keep the weights of one evaluation."""
-    save(folder / f"weights-{update}.pt", {"model": state})
 
 
 def kept_weights(folder: Path) -> list[tuple[int, Path]]:

@@ -248,13 +248,6 @@ def untrained(n: int, cache: Path, name: str, model: Transformer, score_it: Call
     return [known[name] for name in names]
 
 
-def cache_of(run: Path, config: dict) -> Path:
-    """Where scores of untrained models are kept: beside the prepared corpus's tokenizer, if it is still there."""
-    own, corpus = run / "tokenizer.json", Path(config["corpus"]["folder"]) / "tokenizer.json"
-    same = corpus.exists() and corpus.read_bytes() == own.read_bytes()
-    return (corpus if same else own).with_name("untrained.json")
-
-
 def result_file(run: Path, task: str, args: argparse.Namespace) -> Path:
     """Where a run's scores of a task are; the decisions lie beside, as .jsonl."""
     marks = [mark for mark, usual in ((args.weights, "last"), (args.rules, "2026")) if mark != usual]
@@ -282,7 +275,12 @@ def other_rows(args: argparse.Namespace, task: str, files: str, weights: str) ->
 
 
 def print_table(results: list[dict], rules: str, compared_to: Path | None) -> None:
-    """All rows; then the differences."""
+    """The groups of a single row; all rows; the differences."""
+    if len(results) == 1 and (groups := results[0]["groups"]):
+        width = max(map(len, groups))
+        print(f"\n{'':{width}} accuracy   items   ties")
+        for group, result in groups.items():
+            print(f"{group:{width}} {result['accuracy']:8.2f} {result['items']:7,} {result['ties']:6,}")
     n = max(len(result["untrained"]) for result in results)
     header = f"rules of {rules:15} {'score':>6}   95 % interval   items   ties"
     print(f"\n{header}" + (f"   {n} untrained" if n else ""))
@@ -308,13 +306,6 @@ def print_table(results: list[dict], rules: str, compared_to: Path | None) -> No
                   f"{within} {flipped:>9}")  # fmt: skip
 
 
-def print_groups(groups: dict) -> None:
-    width = max(map(len, groups))
-    print(f"\n{'':{width}} accuracy   items   ties")
-    for group, result in groups.items():
-        print(f"{group:{width}} {result['accuracy']:8.2f} {result['items']:7,} {result['ties']:6,}")
-
-
 # --- The program ------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +314,10 @@ def evaluate(args: argparse.Namespace) -> None:
     reuse_memory()
     device = pick_device(args.device)
     model, tokenizer, config = load_run(args.run, device, args.weights)
-    encode, cache = tasks.Encoder(tokenizer), cache_of(args.run, config)
+    encode, own = tasks.Encoder(tokenizer), args.run / checkpoint.TOKENIZER
+    corpus = Path(config["corpus"]["folder"]) / checkpoint.TOKENIZER  # beside it, other runs find the untrained scores
+    same = corpus.exists() and corpus.read_bytes() == own.read_bytes()
+    cache = (corpus if same else own).with_name("untrained.json")
     # Everything is read before anything is scored: what is wrong with a file or another run is said at once.
     wanted = tasks.there(args.task, args.data, args.rules)
     read = {task: tasks.read(task, args.data, encode, args.items, args.rules) for task in wanted}
@@ -347,8 +341,6 @@ def evaluate(args: argparse.Namespace) -> None:
             kept.append(file.name)
         except (ValueError, OSError) as error:  # the other tasks' scores are not lost
             wrong.append(f"{task}: {data.one_line(error)}")
-    if len(results) == 1 and results[0]["groups"]:
-        print_groups(results[0]["groups"])
     if results:
         print_table(results, args.rules, args.compare)
     if kept:

@@ -105,11 +105,6 @@ def distance(D: list[Tensor]) -> float:
     return torch.nn.utils.get_total_norm(D).item()
 
 
-def layers_of(model: torch.nn.Module) -> list[str]:
-    """The layer that each of the model's weight tensors belongs to: embed_tokens, 0, 1, ..., norm."""
-    return [re.fullmatch(r"model\.(?:layers\.)?(\w+)\..*", name)[1] for name, _ in model.named_parameters()]
-
-
 def drift(W: list[Tensor], anchor: list[Tensor], layers: list[str]) -> dict[str, float | dict[str, float]]:
     """How far W is from W_{t,0}. `layers` names the layer that each tensor belongs to.
 
@@ -188,7 +183,9 @@ class Journal:
             return
         if self.norms and self.before:
             pulled = distance(torch._foreach_sub(self.W, self.before))
-            self.norms |= {"pull_norm": pulled, **drift(self.W, run.anchor, layers_of(run.model))}
+            names = [name for name, _ in run.model.named_parameters()]
+            layers = [re.fullmatch(r"model\.(?:layers\.)?(\w+)\..*", name)[1] for name in names]  # embed_tokens, 0, ...
+            self.norms |= {"pull_norm": pulled, **drift(self.W, run.anchor, layers)}
         tokens, repeat = run.update * args.batch_size * args.block_size, run.alpha.repeats
         where = {"epoch": run.stream.epoch + 1, "batch": run.stream.batch, "repeat": repeat}
         norms = {"step_norm": None, "pull_norm": None, "anchor_dist": None} | self.norms

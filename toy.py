@@ -625,34 +625,22 @@ def held_out() -> frozenset[str]:
     return frozenset(pairs | {item["input_prefix"].partition(" now ")[0] for item in entity_items()})
 
 
-def print_lines(n: int) -> None:
-    for stage, name in enumerate(STAGES):
-        print(f"\n{stage + 1}. {name}\n")
-        print("\n".join(sample_lines(stage, n)))
-
-
-def print_pairs() -> None:
-    """Two pairs of every paradigm, and an item of entity tracking."""
-    print("\nminimal pairs, the second of each ungrammatical\n")
-    for uid, pairs in minimal_pairs().items():
-        for pair in pairs[:2]:
-            print(f"{uid:36}{pair['sentence_good']}\n{'':34}* {pair['sentence_bad']}")
-    item = entity_items()[2]
-    print(f"\nentity tracking, the first option is right\n\n{item['input_prefix']} ...{' |'.join(item['options'])}")
-
-
 def main() -> None:
+    """Print lines of every stage, then two pairs of every paradigm and an item of entity tracking."""
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     terminal.prepare("toy.py")
-    parser.add_argument(
-        "--sample", action="store_true", help="print thirty lines of each stage (default: four, and pairs)"
-    )
-    if parser.parse_args().sample:
-        print_lines(30)
-    else:
-        print_lines(4)
-        print_pairs()
+    parser.add_argument("--sample", action="store_true", help="thirty lines of each stage (default: four, and pairs)")
+    args = parser.parse_args()
+    for stage, name in enumerate(STAGES):
+        print("", f"{stage + 1}. {name}", "", *sample_lines(stage, 30 if args.sample else 4), sep="\n")
+    if not args.sample:
+        print("\nminimal pairs, the second of each ungrammatical\n")
+        for uid, pairs in minimal_pairs().items():
+            for pair in pairs[:2]:
+                print(f"{uid:36}{pair['sentence_good']}\n{'':34}* {pair['sentence_bad']}")
+        item = entity_items()[2]
+        print(f"\nentity tracking, the first option is right\n\n{item['input_prefix']} ...{' |'.join(item['options'])}")
 
 
 if __name__ == "__main__":

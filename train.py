@@ -204,13 +204,13 @@ def look(run: Run, journal: Journal, stop: float = False) -> None:
         rows = args.batch_size // (args.grad_accum * n_processes())  # as many as fit into memory in training
         journal.evaluation(evaluate.assess(model, *run.validation, rows, run.corpus.pairs, run.corpus.eot))
     if run.update in run.kept:
-        checkpoint.save_weights(run.folder, run.update, model.state_dict())
+        checkpoint.save(run.folder / f"weights-{run.update}.pt", {"model": model.state_dict()})
     late = run.seconds - run.saved >= SAVE_SECONDS if args.save_every is None else run.update % args.save_every == 0
     if run.update and (late or last or stop):
         anchor = run.anchor if run.alpha.repeats else []  # between two batches the anchor is W itself
         state = {"model": model.state_dict(), "optimizer": run.optimizer.state_dict(), "anchor": anchor,
                  "alpha": dataclasses.asdict(run.alpha), "stream": run.stream.state(), "update": run.update,
-                 "seconds": run.seconds, "run": checkpoint.identity(args, run.text)}  # fmt: skip
+                 "seconds": run.seconds, "run": {"flags": flags.of_result(args), "text": run.text}}  # fmt: skip
         checkpoint.save_run(run.folder, state)
         run.saved = run.seconds
     journal.start_clock()

@@ -116,6 +116,6 @@ def test_wrong_use_is_one_line_and_writes_nothing(whole, started, tmp_path, monk
 def test_weights_of_another_run_among_the_kept_ones_are_named(whole, tmp_path, monkeypatch, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
     (run / "weights-notes.pt").write_text("mine")
-    checkpoint.save_weights(run, 12, {"model.norm.weight": torch.zeros(3)})
+    checkpoint.save(run / "weights-12.pt", {"model": {"model.norm.weight": torch.zeros(3)}})
     capsys.readouterr()
     assert "weights-12.pt: a checkpoint of other sizes" in refused(monkeypatch, capsys, run, "--last=2")
