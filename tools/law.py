@@ -139,26 +139,18 @@ def polish(x: np.ndarray, losses: np.ndarray, start: np.ndarray) -> tuple[float,
 
     n = 3 if len(start) == 4 else 5
     largest = np.abs(columns(x, start[n:])).max(axis=0)
-    unit = np.where(largest > 0, 1 / np.maximum(largest, 1e-300), 0)  # a column of zeros has no parameter: C = 0
+    unit = np.where(largest > 0, largest, np.inf)  # a column of zeros has no parameter: C = 0
 
     def values(z: np.ndarray) -> np.ndarray:
-        return np.concatenate((z[:n] * unit, np.exp(z[n:])))
+        return np.concatenate((z[:n] / unit, np.exp(z[n:])))
 
-    def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
-        """The loss and its gradient."""
+    def objective(z: np.ndarray) -> float:
         now = values(z)
-        X, linear, (a, *shift) = columns(x, now[n:]), now[:n], now[n:]
-        L = np.maximum(X @ linear, 1e-9)
-        slopes = [*(X * unit).T, -linear[1] * X[:, 1] * np.log(x[0]) * a]
-        if shift:
-            (E, b), grown = shift, 1 + shift[0] * x[3]
-            slopes += [linear[4] * b * E * x[3] * grown ** (-b - 1), linear[4] * b * np.log(grown) * grown**-b]
-        error = np.log(L) - np.log(losses)
-        return huber(error), np.stack(slopes) @ (np.clip(error / DELTA, -1, 1) / DELTA / L)
+        return huber(np.log(np.maximum(columns(x, now[n:]) @ now[:n], 1e-9)) - np.log(losses))
 
     z = np.concatenate((start[:n] * largest, np.log(start[n:])))
     bounds = [(0, None)] * min(n, 4) + [(None, None)] * (n - 4) + [tuple(np.log(b)) for b in BOUNDS.values()]
-    found = minimize(objective, z, jac=True, method="L-BFGS-B", bounds=bounds[: len(z)],
+    found = minimize(objective, z, jac="3-point", method="L-BFGS-B", bounds=bounds[: len(z)],
                      options={"maxiter": 2000, "maxfun": 50_000, "ftol": 1e-12, "gtol": 1e-6})  # fmt: skip
     return float(found.fun), values(found.x)
 
