@@ -33,6 +33,7 @@ class Alpha:
     max_repeats: int = 10  # I_max
     leak: float = 0.0  # share by which alpha goes back toward 1 at every update (a remedy, not the paper's)
     goal_rel: float = 0.0  # the goal of a batch is at least this share of its own first loss (a remedy)
+    idle: bool = False  # a visit whose first loss is at the goal changes nothing (a control)
     first: float = 0.0  # that loss
     alpha: float = 1.0
     streak: int = 0
@@ -63,7 +64,9 @@ class Alpha:
 
     @property
     def done(self) -> str | None:
-        """Is it time for the next batch, and why? Looks at alpha, never at the loss."""
+        """Is it time for the next batch, and why? Looks at alpha, never at the loss, but for `idle`."""
+        if self.idle and self.repeats == 1 and self.first <= self.goal:
+            return "idle"
         if self.alpha < self.threshold and self.streak >= self.patience:
             return "converged"
         return "unconverged" if self.repeats >= self.max_repeats else None

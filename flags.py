@@ -157,6 +157,7 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add = parser.add_argument_group("remedies and controls", "none of them is the paper's").add_argument
     add("--leave-at-goal", action="store_true", help="bcp: leave a batch when its loss is below the goal, --patience "
         "times in a row, whatever alpha is: no threshold")
+    add("--idle", action="store_true", help="bcp: a visit whose first loss is at the goal changes nothing, and ends")
     add("--alpha-on", choices=("loss", "lr", "none"), default="loss",
         help="bcp: alpha scales the loss; the learning rate, where AdamW feels it; or nothing, and only decides when a "
         "batch is left")

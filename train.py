@@ -183,7 +183,7 @@ def step_if_finite(run: Run, numbers: dict[str, float | Tensor]) -> None:
     applied = copy_to_host(finite)
     if run.device.type == "cuda":
         run.optimizer.found_inf = 1.0 - finite.float()
-    if run.device.type == "cuda" or applied():
+    if (run.device.type == "cuda" or applied()) and run.alpha.done != "idle":
         run.optimizer.step()
     run.optimizer.zero_grad()
     if not applied():
@@ -304,8 +304,9 @@ def make_alpha(args: argparse.Namespace) -> bcp.Alpha | bcp.Times:
     if args.mode != "bcp":
         return bcp.Times(args.repeats if args.mode == "curriculum-repeat" else 1)
     threshold = math.inf if args.leave_at_goal else args.threshold
-    return bcp.Alpha(eta=args.eta, goal=args.goal, cap=args.alpha_cap, threshold=threshold, patience=args.patience,
-                     max_repeats=args.max_repeats, leak=args.alpha_leak, goal_rel=args.goal_rel)  # fmt: skip
+    return bcp.Alpha(args.eta, args.goal, cap=args.alpha_cap, threshold=threshold, patience=args.patience,
+                     max_repeats=args.max_repeats, leak=args.alpha_leak, goal_rel=args.goal_rel,
+                     idle=args.idle)  # fmt: skip
 
 
 def adamw(model: Transformer, args: argparse.Namespace) -> torch.optim.AdamW:

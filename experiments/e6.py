@@ -144,7 +144,7 @@ def draw_facts(runs: dict[str, dict], file: Path) -> None:
     windup.axvline(0.693, color="black", linestyle=":", linewidth=1)
     windup.text(0.75, 90, "the paper's\ngoal", fontsize=8)
     windup.set(xlabel="goal, nats per token", ylabel="visits that converge, %", ylim=(-3, 103),
-               title="No goal below 2 nats is reached")  # fmt: skip
+               title="No goal up to 2.5 nats is reached")  # fmt: skip
     for i, (name, form) in enumerate(FORMS.items()):
         run = runs[f"{USUAL} {form}"]
         for ax, what in ((steps, "steps"), (anchor, "distances")):

@@ -2,6 +2,7 @@
 
 experiments/stages.py: stages are cut out of free text, mixed and drawn."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -14,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from torch.nn.functional import cross_entropy
 
+import checkpoint
 import curriculum
 import data
 import evaluate
 import flags
 import toy
-from experiments import e5, stages
+from experiments import e5, e7, stages
 from tools import bench
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,3 +196,32 @@ def test_the_benchmark_trains_by_the_real_loop(mode):
     steps = bench.ours(mode, bench.Setting("nano", 16, 16, "cpu", compiled=False))
     for _ in range(4):
         next(steps)
+
+
+def test_text_is_given_up_and_runs_are_scored_where_it_would_stop_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(e7, "SIZES", (1,))
+    e7.prepare(None)
+    base, less = (data.open_prepared(Path(f"data/e7/{name}")) for name in ("1", "1-20"))
+    given_up = less.doc_val & ~base.doc_val
+    assert (base.doc_val <= less.doc_val).all() and given_up.sum() == round(0.2 * (~base.doc_val).sum())
+    words = ["--preset=nano", "--epochs=2", "--eval-every=3", "--keep-weights=evaluations", "--lr=0.01"]
+    for name in ("1", "1-20"):
+        run(words, tmp_path / name, f"--data=data/e7/{name}", "--mode=random", "--max-updates=12")
+        found, points = e7.score(tmp_path / name), checkpoint.kept_weights(tmp_path / name)
+        losses = found["losses"]
+        assert [*losses] == [update for update, _ in points] and len(losses) > 2
+        assert found["best"] | {"loss": min(losses.values())} == found["best"]
+        assert found["end"]["loss"] == losses[found["end"]["update"]] < found["end"]["worst"]
+        assert 0 <= found["end"]["pairs"] <= 100
+        if name == "1":
+            assert found["end"]["update"] == points[-1][0]  # no text to stop it by
+    model, *_ = evaluate.load_run(tmp_path / "1-20", torch.device("cpu"))
+    config = checkpoint.read_config(tmp_path / "1-20")["flags"]
+    x, y = curriculum.validation_blocks(dataclasses.replace(less, doc_val=given_up), config["block_size"])
+    by = {}
+    for update, file in points:
+        checkpoint.fill(model, checkpoint.load(file)["model"], file)
+        by[update] = evaluate.mean_loss(model, x, y)
+    assert found["end"]["update"] == min(by, key=by.get)
+    assert "| random | 6" in e7.table({"e7": {"random": {"0": found | {"end": found["end"] | {"update": 6}}}}})

@@ -67,6 +67,18 @@ def test_alpha_on_nothing_leaves_plain_adamw(flags, tmp_path):
     check_reference(flags, tmp_path, ["--alpha-on=none"], step)
 
 
+def test_an_idle_visit_changes_nothing_and_others_are_as_without_it(flags, tmp_path):
+    more = ["--mode=bcp", "--p=2", "--warmup=0", "--max-updates=12", "--recipe=within-reach"]
+    updates, _ = run(flags, tmp_path / "all", *more, "--goal=99", "--idle")  # every first loss is at the goal
+    assert {(u["repeat"], u["done"]) for u in updates} == {(1, "idle")} and len({u["batch"] for u in updates}) == 12
+    fresh = train.start(get_args([*flags, *more, f"--out={tmp_path / 'fresh'}", "--goal=99"])).model
+    for name, w in weights(tmp_path / "all").items():
+        assert torch.equal(w, dict(fresh.named_parameters())[name]), name
+    without, _ = run(flags, tmp_path / "without", *more, "--goal=0.1")
+    updates, _ = run(flags, tmp_path / "none", *more, "--goal=0.1", "--idle")
+    assert [u["loss"] for u in updates] == [u["loss"] for u in without] and "idle" not in {u["done"] for u in updates}
+
+
 def test_a_leak_and_a_relative_goal_reach_alpha(flags, tmp_path):
     first = []
 

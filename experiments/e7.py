@@ -1,0 +1,164 @@
+"""E7: few data. Does a constraint that is passive when it is met stop by itself, and no worse than early stopping?
+
+    python -m experiments.e7 prepare ../shared/data/corpus      # data/e7/*; without a corpus the toy texts alone
+    python -m tools.compare experiments/e7.toml --jobs=2        # and the other grids e7-*.toml
+    python -m experiments.e7 score                              # results/e7.json, .md, .png and .svg of what is made
+
+data/e7/8 is a text of eight batches to train on and as much held out; data/e7/8-10 is the same with a tenth of the text
+to train on given up, so that a run can be stopped by it. Losses are on what is held out in both. A run ends with its
+last weights or, if it gave up text, with those that have the smallest loss on that. "Best" is where an oracle would
+stop. The worst tenth is that of the held-out lines, by nats per token.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+import checkpoint
+import curriculum
+import data
+import evaluate
+import toy
+from experiments import e5
+from flags import new_parser
+from machine import pick_device
+from tasks import Encoder
+from tools import compare, law
+
+DATA, FILE = Path("data/e7"), Path("results/e7.json")
+SIZES, GIVEN_UP = (4, 8, 16, 32), (5, 10, 20)  # batches to train on; percent of the text
+WORDS = 3700  # of the built-in corpus, for a batch to train on and as much held out
+BOOKS = ("A_Christmas_Carol", "Black_Beauty", "Peter_Pan", "The_Wonderful_Wizard_of_Oz")
+
+
+def give_up(corpus: data.Corpus, percent: int, final: Path) -> None:
+    """The prepared folder with evenly spaced documents, so much of the text to train on, held out as well."""
+    train, held_out = np.flatnonzero(~corpus.doc_val), corpus.doc_val.copy()
+    held_out[train[np.linspace(0, len(train) - 1, round(len(train) * percent / 100)).astype(int)]] = True
+    with data.new_folder(final) as work:
+        for file in corpus.folder.iterdir():
+            shutil.copy(file, work)
+        with np.load(work / "index.npz") as index:
+            np.savez(work / "index.npz", **(dict(index) | {"doc_val": held_out}))
+        meta = {name: value for name, value in corpus.meta.items() if name != "seal"}
+        index = work / "index.npz"
+        meta["files"]["index.npz"] = {"bytes": index.stat().st_size, "blake2b": data.file_digest(index)}
+        data.write_sealed(work / "meta.json", meta | {"n_val_docs": int(held_out.sum())})
+
+
+def prepare(corpus: Path | None) -> None:
+    """Write data/e7."""
+    texts = {str(n): ["\n".join(scene) for scene in toy.documents(words=WORDS * n)] for n in SIZES}
+    if corpus:
+        pieces = [e5.excerpts(corpus / "gutenberg" / f"{book}.txt")[:24] for book in BOOKS]
+        texts["books"] = ["\n".join(piece) for book in pieces for piece in book]
+    for name, documents in texts.items():
+        file = DATA / "text" / f"{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="")
+        prepared = data.open_prepared(data.prepare(str(file), DATA / "cache", propose=2048, val_share=0.5, quiet=True))
+        for percent in (0, *GIVEN_UP):
+            final = DATA / (f"{name}-{percent}" if percent else name)
+            if not final.exists():
+                give_up(prepared, percent, final)
+            print(f"{final}: {data.summary(str(final), data.open_prepared(final))}")
+
+
+def score(out: Path) -> dict[str, dict[str, float]]:
+    """Of a finished run, at its end and at its best: update, held-out loss, that of the worst tenth, minimal pairs."""
+    config = checkpoint.read_config(out)
+    own = data.open_prepared(Path(config["corpus"]["folder"]))
+    base = data.open_prepared(own.folder.with_name(own.folder.name.split("-")[0]))
+    T = config["flags"]["block_size"]
+    x, y = curriculum.validation_blocks(base, T)
+    given_up = curriculum.validation_blocks(dataclasses.replace(own, doc_val=own.doc_val & ~base.doc_val), T)
+    model, tokenizer, _ = evaluate.load_run(out, pick_device("auto"))
+    losses, stops = {}, {}
+    for update, file in checkpoint.kept_weights(out):
+        checkpoint.fill(model, checkpoint.load(file)["model"], file)
+        losses[update] = evaluate.mean_loss(model, x, y)
+        stops[update] = evaluate.mean_loss(model, *given_up) if len(given_up[0]) else -update  # without: at the end
+    encode = Encoder(tokenizer)
+    lines = base.val_lines()[~base.line_seen[base.val_lines()]]
+    items = [[(base.tokens[base.line_start[i] : base.line_start[i + 1]].tolist(), 0)] for i in lines]
+    pairs = {uid: [[encode("", pair[f"sentence_{kind}"])[0] for kind in ("good", "bad")] for pair in some]
+             for uid, some in toy.minimal_pairs().items()}  # fmt: skip
+    found = {}
+    for name, by in (("end", stops), ("best", losses)):
+        at = min(by, key=by.get)
+        file = out / f"weights-{at}.pt"
+        checkpoint.fill(model, checkpoint.load(file)["model"], file)
+        each = [-line / len(ids) for (line,), [(ids, _)] in
+                zip(evaluate.log_probabilities(model, items, base.eot), items, strict=True)]  # fmt: skip
+        worst = np.mean(np.sort(each)[-max(1, len(each) // 10) :])
+        found[name] = {"update": at, "loss": losses[at], "worst": float(worst)}
+        if "books" not in base.folder.name:
+            right = evaluate.score_pairs(model, pairs, base.eot).values()
+            found[name]["pairs"] = float(np.mean([one["accuracy"] for one in right]))
+    return found | {"losses": losses}
+
+
+def table(kept: dict[str, dict[str, dict[str, dict]]]) -> str:
+    """Markdown: a row per run of each grid, mean and standard error over its seeds."""
+    columns = [("end", "update", 0), ("end", "loss", 3), ("best", "loss", 3), ("best", "update", 0),
+               ("end", "worst", 2), ("end", "pairs", 1)]  # fmt: skip
+    head = ["run", "ends at update", "held-out loss there", "at best", "at update", "worst tenth", "minimal pairs, %"]
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for grid, runs in kept.items():
+        for run, seeds in runs.items():
+            cells = [
+                compare.spread([one[at].get(what) for one in seeds.values()], digits) for at, what, digits in columns
+            ]
+            rows.append(f"| {run if grid == 'e7' else f'{run} ({grid})'} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def draw(runs: dict[str, dict[str, dict]], file: Path) -> None:
+    """Held-out loss over updates, mean over seeds: a panel for each learning rate, a line for each method."""
+    from matplotlib.figure import Figure
+
+    methods: dict[str, dict[str, dict]] = {}
+    for run in runs:
+        name, _, rate = run.rpartition(", ")
+        methods.setdefault(rate, {})[name] = runs[run]
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    for ax, (rate, lines) in zip(panels, methods.items(), strict=True):
+        for i, (name, seeds) in enumerate(lines.items()):
+            updates = [int(update) for update in next(iter(seeds.values()))["losses"]]
+            means = np.mean([list(one["losses"].values()) for one in seeds.values()], axis=0)
+            ax.plot(updates, means, "osD^"[i], ls="-", color=law.COLOURS[i], markersize=4, label=name)
+        ax.set(title=f"learning rate {rate}", xlabel="update")
+        ax.grid(alpha=0.3)
+    panels[0].set_ylabel("held-out loss, nats per token")
+    panels[-1].legend(frameon=False)
+    figure.savefig(file.with_suffix(".png"), dpi=110)
+    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+
+
+def main() -> None:
+    parser = new_parser("experiments.e7", __doc__)
+    parser.add_argument("what", choices=("prepare", "score"), help="see above")
+    parser.add_argument("corpus", type=Path, nargs="?", help="folder of folders of text (default: the toy texts only)")
+    args = parser.parse_args()
+    if args.what == "prepare":
+        return prepare(args.corpus)
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+    for grid in sorted(file.stem for file in Path("experiments").glob("e7*.toml")):
+        made = Path(f"out/{grid}.json")
+        for run, seeds in json.loads(made.read_text())["results"].items() if made.exists() else ():
+            for seed in seeds:
+                if seed not in kept.setdefault(grid, {}).setdefault(run, {}):
+                    kept[grid][run][seed] = score(compare.folder(grid, run, seed))
+                    compare.keep(FILE, kept)
+    FILE.with_suffix(".md").write_text(table(kept))
+    if "e7" in kept:
+        draw(kept["e7"], FILE)
+    print(table(kept))
+
+
+if __name__ == "__main__":
+    main()
