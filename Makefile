@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 train: .venv/ready
-	$(BIN)/python train.py --mode=bcp --p=1
+	$(BIN)/python train.py --mode=bcp --p=1 --track-forgetting
 	@echo
 	$(BIN)/python sample.py $$(dirname $$(ls -t out/*/metrics.jsonl | head -n 1)) --samples=3
 	@$(MAKE) --no-print-directory -f $(firstword $(MAKEFILE_LIST)) plot

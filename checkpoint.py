@@ -339,9 +339,6 @@ def cut_metrics(folder: Path, update: int) -> None:
     write(file, b"".join(json.dumps(record).encode() + b"\n" for record in kept))
 
 
-# --- Weights of evaluations (--keep-weights) --------------------------------------------------------------------------
-
-
 def kept_weights(folder: Path) -> list[tuple[int, Path]]:
     """Updates and files of the weights that were kept, in order."""
     return sorted((int(file.stem.removeprefix("weights-")), file) for file in folder.glob("weights-*.pt")

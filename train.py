@@ -291,12 +291,13 @@ def make_stream(corpus: data.Corpus, args: argparse.Namespace) -> curriculum.Str
     if args.data_share < 1 and not curriculum.count_batches(len(tokens), args.block_size, new_rows):
         raise ValueError(f"--data-share={args.data_share:g}: leaves {len(tokens):,} tokens, too few for a batch of "
                          f"--batch-size={args.batch_size} x --block-size={args.block_size}; give more")  # fmt: skip
+    stream = curriculum.Stream(tokens, args.block_size, new_rows, reshuffle=args.order == "random", seed=args.seed,
+                               focus=args.mode == "lfr", once=args.stream,
+                               buffer=None if buffer is None else buffer // args.block_size)  # fmt: skip
     if args.mode == "bcp" and args.goal is None:
         unseen = args.recipe is None  # the experiments' recipes had the loss on the text that the model counted
         args.goal = round(curriculum.bigram_loss(tokens, corpus.vocab_size, held_out=unseen), 2)
-    return curriculum.Stream(tokens, args.block_size, new_rows, reshuffle=args.order == "random", seed=args.seed,
-                             focus=args.mode == "lfr", once=args.stream,
-                             buffer=None if buffer is None else buffer // args.block_size)  # fmt: skip
+    return stream
 
 
 def make_alpha(args: argparse.Namespace) -> bcp.Alpha | bcp.Times:
@@ -345,6 +346,7 @@ def main(args: argparse.Namespace) -> int:
 def go(run: Run, goal_given: bool = True) -> int:
     """Train the run, or what is left of it; returns the program's exit status."""
     scoring = "score it with: " + shlex.join(["python", "evaluate.py", str(run.folder)])
+    scoring += "" if run.corpus.pairs else " --data EVAL (BabyLM's files: docs/evaluation.md)"
     if run.update >= run.end:
         more = f"; {to_go_on(run)}" if run.end < run.budget else ""
         print(f"{run.folder} is finished after {run.update} updates; {scoring}{more}")

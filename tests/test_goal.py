@@ -8,6 +8,7 @@ from conftest import run
 import data
 import journal
 from experiments import goal
+from tools import compare
 
 
 def visit(*losses: float, done: str | None = "converged") -> list[dict]:
@@ -100,24 +101,21 @@ def test_the_experiment_cuts_texts_at_lines_and_says_how_far_each_rule_is_from_t
     assert means.split(" | ")[1:3] == ["| 0.500, at most 1.000", "0.250, at most 0.500"]
 
 
-def test_a_run_of_the_experiment_that_was_stopped_goes_on_and_one_that_ended_is_kept(tmp_path, monkeypatch):
-    started = []
+def test_a_text_of_the_experiment_has_a_run_per_goal_and_is_made_once(flags, tmp_path, monkeypatch, capsys):
+    made, start = [], compare.program
 
-    def program(command, check):
-        started.append(command)
-        out = tmp_path / "run"
-        out.mkdir(exist_ok=True)
-        (out / "checkpoint.pt").touch()
-        if len(started) == 1:
-            raise KeyboardInterrupt
-        (out / "config.json").write_text('{"batches": 4}')
-        (out / "metrics.jsonl").write_text(
-            '{"update": 1, "loss": 5, "batch": 0}\n{"update": 1, "val_loss": 4.5, "toy": null}\n'
-        )
+    def program(*words, threads):
+        made.append(words)
+        start(*words, *flags, threads=threads)
 
-    monkeypatch.setattr(goal.subprocess, "run", program)
-    with pytest.raises(KeyboardInterrupt):
-        goal.train(tmp_path / "run", ["--seed=1"])
+    monkeypatch.setattr(compare, "program", program)
+    monkeypatch.setattr(goal, "TEXTS", {"lines": (["lines.txt"], 1000, 1)})
+    monkeypatch.setattr(goal, "goals", lambda text, cache: {"seen": 3.0, "unseen": 5.0})
+    monkeypatch.setattr("sys.argv", ["goal.py", str(tmp_path), f"--out={tmp_path / 'out'}", "--updates=3"])
+    (tmp_path / "lines.txt").write_text("a b\n\nc d\n")
     for _ in range(2):
-        assert goal.train(tmp_path / "run", ["--seed=1"]) == {"val_loss": 4.5, "met": 0.25, "updates": 1}
-    assert len(started) == 2 and "--overwrite" in started[0] and "--resume" in started[1]
+        goal.main()
+        assert "| lines | 3 | 3.00:" in capsys.readouterr().out
+    assert [next(word for word in words if word.startswith("--goal")) for words in made] == ["--goal=3.0", "--goal=5.0"]
+    found = json.loads((tmp_path / "out" / "goal.json").read_text())["lines"]["unseen"]
+    assert found["goal"] == 5 and 0 < found["met"] < 1 and found["updates"] == 3
