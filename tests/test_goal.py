@@ -110,6 +110,7 @@ def test_a_text_of_the_experiment_has_a_run_per_goal_and_is_made_once(flags, tmp
 
     monkeypatch.setattr(compare, "program", program)
     monkeypatch.setattr(goal, "TEXTS", {"lines": (["lines.txt"], 1000, 1)})
+    monkeypatch.setattr(goal, "RULES", {"seen": None, "unseen": 0.0})
     monkeypatch.setattr(goal, "goals", lambda text, cache: {"seen": 3.0, "unseen": 5.0})
     monkeypatch.setattr("sys.argv", ["goal.py", str(tmp_path), f"--out={tmp_path / 'out'}", "--updates=3"])
     (tmp_path / "lines.txt").write_text("a b\n\nc d\n")
