@@ -31,7 +31,7 @@ SIZES = ("n_layer", "n_embd", "n_head", "n_kv_head", "n_mlp")
 # What --recipe sets, unless a flag says otherwise; a function where it depends on the mode or on p.
 RECIPES = {
     "paper": {  # tables 7 and 8; batches of 128 x 512 come with the presets 115m and 372m
-        "goal": 0.693, "eta": 0.1, "max_repeats": 10, "patience": 3, "pull": "prox", 
+        "goal": 0.693, "eta": 0.1, "max_repeats": 10, "patience": 3, "pull": "prox",
         "C": lambda args: {1: 1e-6, 2: 1.0}[args.p], "weight_decay": lambda args: 0.0 if args.mode == "bcp" else 0.01,
         "beta1": 0.9, "beta2": 0.999, "lr": 5e-4, "lr_schedule": "cosine", "lr_end": 0.1, "warmup": 0.05,
         "keep_weights": "shares",

@@ -127,13 +127,18 @@ def drawn(ax) -> tuple[list, list[str]]:
 
 
 def named(runs: list[Run]) -> list[Run]:
-    """Runs whose names for a legend have the flags that differ between them."""
-    free = flags.FREE | flags.FILES | {"recipe", "eval_every", "norms_every", "track_forgetting", "keep_weights"}
+    """Runs whose names have the flags that differ between them, but for what follows from the mode or the recipe."""
+    free = flags.FREE | flags.FILES | {"eval_every", "norms_every", "track_forgetting", "keep_weights"}
     every = [run.flags for run in runs]
     differ = [key for key in every[0] if key not in free and any(own.get(key) != every[0][key] for own in every)]
     told = []
     for run in runs:
-        own = [flags.spelt(key, run.flags[key]) for key in differ if run.flags.get(key) not in (None, False)]
+        first = [key for key in ("mode", "recipe", "p") if run.flags.get(key)]
+        usual = flags.get_args([flags.spelt(key, run.flags[key]) for key in first])
+        flags.fill_in(usual, run.flags["preset"])
+        shown = ["mode", "recipe", *(["p"] if usual.mode == "bcp" else [])]
+        own = [flags.spelt(key, run.flags[key]) for key in differ if run.flags.get(key) not in (None, False)
+               and (key in shown or run.flags[key] != getattr(usual, key, None))]  # fmt: skip
         name = textwrap.fill(" ".join([run.name, *own]), 34, break_on_hyphens=False).replace("$", r"\$")
         told.append(run._replace(name=" " * name.startswith("_") + name))  # a label with _ first is not shown
     return told
