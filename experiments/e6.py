@@ -94,13 +94,19 @@ def recovered(results: dict, row: str, mean: str | None) -> list[float]:
 
 
 def answer(results: dict) -> str:
-    """Markdown: pairs of the last weights and of both means, and the share of the distance that a row makes good."""
+    """Markdown: pairs of the last weights and of both means, and the share of the distance that a row makes good.
+
+    With the standard error over seeds, and the share with its 95 % interval (Student's t).
+    """
     head = f"pairs, last weights, % | mean of all | mean of the last nine | made good of the distance to {BEST}, %"
     rows = [f"| run | seeds | {head} | validation loss, nats |", "|---" * 7 + "|"]
     for row, seeds in results.items():
         scores = [pairs(seeds, mean) for mean in (None, "mean of all", "mean of the last nine")]
         cells = [compare.spread(list(score.values()), 1) for score in scores]
-        share = "" if row in (PAPER, BEST) else compare.spread(recovered(results, row, None), 0)
+        shares = [] if row in (PAPER, BEST) else recovered(results, row, None)
+        share = (
+            compare.paired(shares, [0.0] * len(shares), 0) if len(shares) > 1 else "".join(f"{x:+.0f}" for x in shares)
+        )
         losses = compare.spread([run["val_loss"] for run in seeds.values()], 2)
         rows.append(f"| {row} | {len(seeds)} | {' | '.join(cells)} | {share} | {losses} |")
     return "\n".join(rows) + "\n"
