@@ -89,24 +89,23 @@ def main() -> None:
     file = args.out / "goal.json"
     found = json.loads(file.read_text()) if file.exists() else {}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    for name, (files, kilobytes, epochs) in TEXTS.items():
-        if name in found:
-            continue
-        text = "toy" if files is None else cut(args.corpus, files, kilobytes, args.out / "texts" / f"{name}.txt")
-        rules = goals(text, Path("data/cache"))
-
-        flags = [f"--data={text}", "--mode=bcp", "--preset=tiny", f"--epochs={epochs}"]
-        flags += [f"--max-updates={args.updates}"] if args.updates else []
-        with ThreadPoolExecutor(args.jobs) as pool:
-            begun = {
-                rule: pool.submit(
-                    train, args.out / f"{name}-{goal}".replace(" ", "-"), [*flags, f"--goal={goal}"], threads
+    more = [f"--max-updates={args.updates}"] if args.updates else []
+    with ThreadPoolExecutor(args.jobs) as pool:
+        begun = {}
+        for name, (files, kilobytes, epochs) in TEXTS.items():
+            if name not in found:
+                text = (
+                    "toy" if files is None else cut(args.corpus, files, kilobytes, args.out / "texts" / f"{name}.txt")
                 )
-                for rule, goal in rules.items()
-            }
-            found[name] = {rule: {"goal": rules[rule]} | run.result() for rule, run in begun.items()}
-        compare.keep(file, found)
-        (args.out / "goal.md").write_text(table(found) + "\n")
+                flags = [f"--data={text}", "--mode=bcp", "--preset=tiny", f"--epochs={epochs}", *more]
+                for rule, goal in goals(text, Path("data/cache")).items():
+                    out = args.out / f"{name}-{goal}".replace(" ", "-")
+                    run = pool.submit(train, out, [*flags, f"--goal={goal}"], threads)
+                    begun.setdefault(name, {})[rule] = goal, run
+        for name, runs in begun.items():
+            found[name] = {rule: {"goal": goal} | run.result() for rule, (goal, run) in runs.items()}
+            compare.keep(file, found)
+            (args.out / "goal.md").write_text(table(found) + "\n")
     print(table(found))
 
 
