@@ -114,7 +114,8 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--data", default="toy", help="toy (built in), a text file, a folder searched for *.txt and *.train (.gz too), "
         "a folder that data.py prepared, babylm-10m or babylm-100m")
     add("--goal", type=positive, help="bcp: the loss at which a batch counts as learnt, nats per token; good is a "
-        "little above what --mode=random reaches (default: the loss of a bigram model on unseen text)")
+        "little above what --mode=random reaches (default: half a nat above a bigram model's "
+        "loss on unseen text)")
     add("--epochs", type=count, default=10, help="the budget in every mode: so many times the number of batches "
         "updates; --resume may raise it if --lr-schedule=constant")
     add("--preset", choices=PRESET_DEFAULTS, help="sizes of model and batch (default: tiny on a CPU, and for less "

@@ -266,7 +266,7 @@ def header(run, goal_given: bool = True) -> None:
     if args.recipe:
         chosen = " ".join(spelt(name, getattr(args, name)) for name in RECIPES[args.recipe])
         print(f"recipe  {args.recipe}: {chosen}")
-    origin = "" if goal_given else " (the loss of a bigram model)"
+    origin = "" if goal_given else f" (a bigram model's loss{'' if args.recipe else ' and half a nat'})"
     goal = f", goal {args.goal:g} nats per token{origin}" if args.mode == "bcp" else ""
     print(f"budget  {run.budget} updates{goal}")
     if run.end < args.warmup:
@@ -300,15 +300,15 @@ def report(run) -> None:
         lost = [now - then for _, _, then, now in kept]
         change = f"{statistics.fmean(lost):+.2f} nats from a batch's last update, at worst {max(lost):+.2f}"
         rows += [("forgetting", change)]
-    rows += [("speed", f"{run.update * args.batch_size * args.block_size / run.seconds:,.0f} tokens per second")]
-    rows += [("training time", f"{run.seconds:.0f} s for {run.update} updates")]
+    speed = run.update * args.batch_size * args.block_size / run.seconds
+    rows += [("training time", f"{run.seconds:.0f} s for {run.update} updates, {speed:,.0f} tokens per second")]
     usual = last["pairs"] and args.preset == "tiny" and args.epochs == 10 and run.update == run.budget
-    beside = {name: f"; --mode=random has {score:g}" if usual else "" for name, score in RANDOM.items()}
-    if last["val_loss"] is not None:
-        rows += [("validation loss", f"{last['val_loss']:.3f} nats per token{beside['val_loss']}")]
-    if last["pairs"]:
-        of = f"mean of {len(last['pairs'])} paradigms; guessing has 50"
-        rows += [("minimal pairs", f"{last['toy']:.1f} %, {of}{beside['toy']}")]
+    for row, name, form, unit, chance in (("validation loss", "val_loss", ".3f", " nats per token", ""),
+                                          ("minimal pairs", "toy", ".1f", " %", "; guessing has 50")):  # fmt: skip
+        if last[name] is not None:
+            late = [one[name] for one in evaluations(records) if one["update"] >= 0.75 * last["update"]]
+            beside = chance + (f"; --mode=random has {RANDOM[name]:g}" if usual else "")
+            rows += [(row, f"{last[name]:{form}}{unit}, {statistics.fmean(late):{form}} over the last quarter{beside}")]
     width = max(len(name) for name, _ in rows)
     print("\n" + "\n".join(f"{name:{width}}  {value}" for name, value in rows))
     if 2 * unconverged > len(left) and (better := suggested_goal(records)):

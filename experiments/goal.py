@@ -1,12 +1,12 @@
-"""Which goal is right for a text? Eight texts of different size and kind, each with a few goals around the default.
+"""Which goal is right for a text? Six texts of different size and kind, each with a few goals around the default.
 
     python -m experiments.goal ../shared/data/corpus --jobs=2      # half an hour on two cores; goes on where it stopped
     python -m experiments.goal ../shared/data/corpus --updates=3 --out=out/goal-try      # whether all of it works
 
 The goals of a text are the loss of a bigram model on the text that it counted ("seen"), and its loss on a tenth that it
-has not counted ("unseen", the default), half a nat below that, and half a nat and a nat above. It prints, and writes to
-goal.md in --out, the validation loss of the last weights and the share of batches met; the last row has how far a rule
-is from the best goal of each text, in the mean and at most.
+has not counted ("unseen"), half a nat below that, half a nat above (the default), and a nat above. It prints, and
+writes to goal.md in --out, the validation loss of the last weights and the share of batches met; the last row has how
+far a rule is from the best goal of each text, in the mean and at most.
 """
 
 import argparse
@@ -33,8 +33,6 @@ TEXTS = {
     "encyclopedia": (["wikipedia"], 400, 5),
     "child speech": (["childes/NA_Brown.txt"], 300, 4),
     "films": (["films"], 600, 3),
-    "simple English": (["simple_english"], 600, 3),
-    "built-in": (None, None, 10),
 }
 RULES = {"seen": None, "unseen - 0.5": -0.5, "unseen": 0.0, "unseen + 0.5": 0.5, "unseen + 1": 1.0}
 

@@ -1,10 +1,12 @@
 """The goal: where it comes from, and what a run says of it before and while it trains."""
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import run
 
+import curriculum
 import data
 import journal
 from experiments import goal
@@ -53,7 +55,10 @@ def test_the_header_says_what_was_read_and_where_the_goal_comes_from(tmp_path, c
     assert " documents, " in text and " % of the tokens held out" in text
     assert batches.startswith("batches 19 of ") and "vocabulary" in batches
     made = json.loads((tmp_path / "made/config.json").read_text())["flags"]["goal"]
-    assert budget == f"budget  190 updates, goal {made:g} nats per token (the loss of a bigram model)"
+    corpus = data.open_prepared(Path(json.loads((tmp_path / "made/config.json").read_text())["corpus"]["folder"]))
+    tokens = curriculum.join(corpus, curriculum.order_lines(corpus, "curriculum", "surprisal", 0))
+    assert made == round(curriculum.bigram_loss(tokens, corpus.vocab_size) + 0.5, 2)
+    assert budget == f"budget  190 updates, goal {made:g} nats per token (a bigram model's loss and half a nat)"
     run(own, tmp_path / "given", "--mode=bcp", f"--goal={made}")
     assert capsys.readouterr().out.splitlines()[4] == f"budget  190 updates, goal {made:g} nats per token"
 

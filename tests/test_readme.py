@@ -70,6 +70,7 @@ def test_the_lines_of_code_beside_the_algorithm_stand_in_the_code():
         "e6-answer",
         "e6-facts",
         "chaos",
+        "goal",
         "laws",
     ],
 )
