@@ -69,6 +69,7 @@ def test_the_lines_of_code_beside_the_algorithm_stand_in_the_code():
         "e5-tasks",
         "e6-answer",
         "e6-facts",
+        "e6-text",
         "chaos",
         "goal",
         "laws",
