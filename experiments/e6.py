@@ -86,29 +86,27 @@ def pairs(runs: dict[str, dict], mean: str | None) -> dict[str, float]:
     return {seed: run["averaged"][mean]["toy"] if mean else run["toy"] for seed, run in runs.items()}
 
 
-def recovered(results: dict, row: str, mean: str | None) -> list[float]:
-    """Which share of the distance from PAPER to BEST a row has made good, percent, by seed."""
-    own, worst, best = (pairs(results[name], mean) for name in (row, PAPER, BEST))
+def recovered(results: dict, row: str, measure: str) -> str:
+    """Which share of the distance from PAPER to BEST a row's last weights make good, percent, by "toy" or "val_loss".
+
+    The mean over seeds and its 95 % interval (Student's t).
+    """
+    own, worst, best = ({seed: run[measure] for seed, run in results[name].items()} for name in (row, PAPER, BEST))
     both = [seed for seed in own if seed in worst and seed in best]
-    return [100 * (own[seed] - worst[seed]) / (best[seed] - worst[seed]) for seed in both]
+    shares = [100 * (own[seed] - worst[seed]) / (best[seed] - worst[seed]) for seed in both]
+    return compare.paired(shares, [0.0] * len(shares), 0) if shares[1:] else "".join(f"{x:+.0f}" for x in shares)
 
 
 def answer(results: dict) -> str:
-    """Markdown: pairs of the last weights and of both means, and the share of the distance that a row makes good.
-
-    With the standard error over seeds, and the share with its 95 % interval (Student's t).
-    """
-    head = f"pairs, last weights, % | mean of all | mean of the last nine | made good of the distance to {BEST}, %"
-    rows = [f"| run | seeds | {head} | validation loss, nats |", "|---" * 7 + "|"]
+    """Markdown: pairs of the last weights and of both means, the loss, and the shares of the distance made good."""
+    head = "pairs, last weights, % | mean of all | mean of the last nine | validation loss, nats | made good"
+    rows = [f"| run | seeds | {head}: pairs, % | loss, % |", "|---" * 8 + "|"]
     for row, seeds in results.items():
         scores = [pairs(seeds, mean) for mean in (None, "mean of all", "mean of the last nine")]
         cells = [compare.spread(list(score.values()), 1) for score in scores]
-        shares = [] if row in (PAPER, BEST) else recovered(results, row, None)
-        share = (
-            compare.paired(shares, [0.0] * len(shares), 0) if len(shares) > 1 else "".join(f"{x:+.0f}" for x in shares)
-        )
-        losses = compare.spread([run["val_loss"] for run in seeds.values()], 2)
-        rows.append(f"| {row} | {len(seeds)} | {' | '.join(cells)} | {share} | {losses} |")
+        cells += [compare.spread([run["val_loss"] for run in seeds.values()], 2)]
+        cells += ["" if row in (PAPER, BEST) else recovered(results, row, measure) for measure in ("toy", "val_loss")]
+        rows.append(f"| {row} | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
