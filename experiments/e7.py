@@ -23,6 +23,7 @@ import data
 import evaluate
 import toy
 from experiments import e5
+from experiments.goal import BOOKS
 from flags import new_parser
 from machine import pick_device
 from tasks import Encoder
@@ -31,7 +32,6 @@ from tools import compare, law
 DATA, FILE = Path("data/e7"), Path("results/e7.json")
 SIZES, GIVEN_UP = (4, 8, 16, 32), (5, 10, 20)  # batches to train on; percent of the text
 WORDS = 3700  # of the built-in corpus, for a batch to train on and as much held out
-BOOKS = ("A_Christmas_Carol", "Black_Beauty", "Peter_Pan", "The_Wonderful_Wizard_of_Oz")
 
 
 def give_up(corpus: data.Corpus, percent: int, final: Path) -> None:
