@@ -190,8 +190,10 @@ def order_lines(
         raise ValueError("--order=stages: needs text in sub-folders named by stage, such as 1-short and 2-medium; "
                          f"{corpus.folder} has none")  # fmt: skip
     lines = corpus.train_lines()
-    if order == "shift":  # the share is that of the lines before the shift
+    if order == "shift":  # one stage after the other; the share is that of the lines before the shift
         lines = np.random.default_rng(seed).permutation(lines)
+        if corpus.line_stage is not None:
+            lines = lines[np.argsort(corpus.line_stage[lines], kind="stable")]
         late = after_shift(corpus, kind, aoa)[lines]
         return np.concatenate((lines[~late][: math.ceil(share * np.sum(~late))], lines[late]))
     if order in ("curriculum", "stages") or share < 1:

@@ -1,8 +1,8 @@
 """E7: few data. Does a constraint that is passive when it is met stop by itself, and no worse than early stopping?
 
     python -m experiments.e7 prepare ../shared/data/corpus      # data/e7/*; without a corpus the toy texts alone
-    python -m tools.compare experiments/e7.toml --jobs=2        # and the other grids e7-*.toml
-    python -m experiments.e7 score                              # results/e7.json, .md, .png and .svg of what is made
+    python -m tools.compare experiments/e7.toml --results=results --jobs=2    # and the other grids e7-*.toml
+    python -m experiments.e7 score                              # results/e7-scores.*, of what is made
 
 data/e7/8 is a text of eight batches to train on and as much held out; data/e7/8-10 is the same with a tenth of the text
 to train on given up, so that a run can be stopped by it. Losses are on what is held out in both. A run ends with its
@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import checkpoint
 import curriculum
@@ -29,9 +30,9 @@ from machine import pick_device
 from tasks import Encoder
 from tools import compare, law
 
-DATA, FILE = Path("data/e7"), Path("results/e7.json")
+DATA, FILE = Path("data/e7"), Path("results/e7-scores.json")
 SIZES, GIVEN_UP = (4, 8, 16, 32), (5, 10, 20)  # batches to train on; percent of the text
-WORDS = 3700  # of the built-in corpus, for a batch to train on and as much held out
+WORDS = 3790  # of the built-in corpus, for a batch to train on and as much held out
 
 
 def give_up(corpus: data.Corpus, percent: int, final: Path) -> None:
@@ -67,6 +68,19 @@ def prepare(corpus: Path | None) -> None:
             print(f"{final}: {data.summary(str(final), data.open_prepared(final))}")
 
 
+def line_losses(model: torch.nn.Module, corpus: data.Corpus) -> np.ndarray:
+    """Nats per token of every held-out line that is not in the training text, (N,), after an end-of-text token."""
+    lines = corpus.val_lines()[~corpus.line_seen[corpus.val_lines()]]
+    items = [[(corpus.tokens[corpus.line_start[i] : corpus.line_start[i + 1]].tolist(), 0)] for i in lines]
+    scores = evaluate.log_probabilities(model, items, corpus.eot)
+    return np.array([-line / len(ids) for (line,), [(ids, _)] in zip(scores, items, strict=True)])
+
+
+def worst_tenth(losses: np.ndarray) -> float:
+    """The mean of the largest tenth."""
+    return float(np.mean(np.sort(losses)[-max(1, len(losses) // 10) :]))
+
+
 def score(out: Path) -> dict[str, dict[str, float]]:
     """Of a finished run, at its end and at its best: update, held-out loss, that of the worst tenth, minimal pairs."""
     config = checkpoint.read_config(out)
@@ -82,8 +96,6 @@ def score(out: Path) -> dict[str, dict[str, float]]:
         losses[update] = evaluate.mean_loss(model, x, y)
         stops[update] = evaluate.mean_loss(model, *given_up) if len(given_up[0]) else -update  # without: at the end
     encode = Encoder(tokenizer)
-    lines = base.val_lines()[~base.line_seen[base.val_lines()]]
-    items = [[(base.tokens[base.line_start[i] : base.line_start[i + 1]].tolist(), 0)] for i in lines]
     pairs = {uid: [[encode("", pair[f"sentence_{kind}"])[0] for kind in ("good", "bad")] for pair in some]
              for uid, some in toy.minimal_pairs().items()}  # fmt: skip
     found = {}
@@ -91,10 +103,7 @@ def score(out: Path) -> dict[str, dict[str, float]]:
         at = min(by, key=by.get)
         file = out / f"weights-{at}.pt"
         checkpoint.fill(model, checkpoint.load(file)["model"], file)
-        each = [-line / len(ids) for (line,), [(ids, _)] in
-                zip(evaluate.log_probabilities(model, items, base.eot), items, strict=True)]  # fmt: skip
-        worst = np.mean(np.sort(each)[-max(1, len(each) // 10) :])
-        found[name] = {"update": at, "loss": losses[at], "worst": float(worst)}
+        found[name] = {"update": at, "loss": losses[at], "worst": worst_tenth(line_losses(model, base))}
         if "books" not in base.folder.name:
             right = evaluate.score_pairs(model, pairs, base.eot).values()
             found[name]["pairs"] = float(np.mean([one["accuracy"] for one in right]))
@@ -148,7 +157,7 @@ def main() -> None:
         return prepare(args.corpus)
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
     for grid in sorted(file.stem for file in Path("experiments").glob("e7*.toml")):
-        made = Path(f"out/{grid}.json")
+        made = Path(f"results/{grid}.json")
         for run, seeds in json.loads(made.read_text())["results"].items() if made.exists() else ():
             for seed in seeds:
                 if seed not in kept.setdefault(grid, {}).setdefault(run, {}):

@@ -217,7 +217,7 @@ def test_a_shift_shuffles_what_comes_before_it_and_what_comes_after():
     corpus, late = staged({1: 60, 2: 30, 4: 30}), curriculum.after_shift
     lines = curriculum.order_lines(corpus, "shift", "length", 0)
     assert sorted(lines) == list(range(120)) and set(corpus.line_stage[lines[:60]]) == {1}
-    assert set(corpus.line_stage[lines[60:90]]) == {2, 4}  # the later stages are one text
+    assert (np.diff(corpus.line_stage[lines].astype(int)) >= 0).all() and (np.diff(lines[60:90]) < 0).any()
     shorter = curriculum.order_lines(corpus, "shift", "length", 0, share=0.25)
     assert shorter.tolist() == [*lines[:15], *lines[60:]]
     corpus.line_stage = None

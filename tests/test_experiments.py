@@ -2,6 +2,7 @@
 
 experiments/stages.py: stages are cut out of free text, mixed and drawn."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -18,16 +19,19 @@ import torch
 from conftest import run
 from torch.nn.functional import cross_entropy
 
+import bcp
 import checkpoint
 import curriculum
 import data
 import evaluate
 import flags
 import toy
-from experiments import e5, e7, stages
+import train
+from experiments import dual, e5, e7, e9, stages
 from tools import bench
 
 ROOT = Path(__file__).resolve().parents[1]
+LOSS = train.loss_and_gradient
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +169,9 @@ def test_the_flags_of_every_run_are_understood(grid):
     for own in grid["runs"].values():
         for quick in ("", grid.get("quick", "")):
             words = f"{grid.get('flags', '')} {own} --seed={grid['seeds'][0]} {quick}"
-            assert flags.get_args(shlex.split(words)).keep_weights or "average" not in grid
+            own_of_program = ("--by-source", "--dual=", "--above=") if "program" in grid else ()
+            words = [word for word in shlex.split(words) if not word.startswith(own_of_program)]
+            assert flags.get_args(words).keep_weights or "average" not in grid
 
 
 def test_the_recipe_is_the_same_everywhere():
@@ -225,3 +231,46 @@ def test_text_is_given_up_and_runs_are_scored_where_it_would_stop_them(tmp_path,
         by[update] = evaluate.mean_loss(model, x, y)
     assert found["end"]["update"] == min(by, key=by.get)
     assert "| random | 6" in e7.table({"e7": {"random": {"0": found | {"end": found["end"] | {"update": 6}}}}})
+
+
+def test_one_source_comes_after_another_and_each_may_have_one_anchor(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(e9, "SOURCES", {"1-low": "low", "2-high": "high"})
+    e9.prepare(sources, words=2000, held_out=1000)
+    dropped = []
+    monkeypatch.setattr(train, "train", train.train)
+    monkeypatch.setattr(bcp, "drop_anchor", lambda anchor, W: dropped.append(len(anchor)))
+    words = ["--preset=nano", "--order=shift", "--data=data/e9/thrice", "--epochs=1", "--eval-every=5",
+             "--keep-weights=evaluations", "--mode=bcp", "--max-repeats=1", "--goal=1"]  # fmt: skip
+    assert e9.train_by_source([*words, "--by-source", "--out=out/l2"]) == 0
+    config = checkpoint.read_config(Path("out/l2"))
+    begins = e9.first_batches(
+        data.open_prepared(Path(config["corpus"]["folder"])), argparse.Namespace(**config["flags"])
+    )
+    assert len(dropped) == 2 and begins[0] == 0 and 0.4 < begins[1] / config["batches"] < 0.6
+    found = e9.score(Path("out/l2"))
+    assert begins[1] - 5 < found["1-low"]["update"] <= begins[1] < found["2-high"]["update"] == config["batches"]
+    low, high = (found[stage]["losses"] for stage in ("1-low", "2-high"))
+    assert low["1-low"] < low["2-high"] and high["2-high"] < low["2-high"] and high["1-low"] > low["1-low"]
+    past, new = e9.old_and_new(found, "2-high")
+    assert f"| L2 | 1 | {config['batches']} | {past:.2f} | {new:.2f} |" in e9.table({"L2": {"0": found}})
+
+
+def test_a_block_above_the_goal_weighs_more_in_every_pass(tmp_path, cache, monkeypatch):
+    words = ["--preset=nano", "--mode=random", "--epochs=2", "--max-updates=9", "--eval-every=100", f"--cache={cache}",
+             "--data=" + str(tmp_path / "some.txt")]  # fmt: skip
+    (tmp_path / "some.txt").write_text("\n\n".join("\n".join(scene) for scene in toy.documents(words=400)) + "\n")
+    reached = {}
+    for name, more in (("plain", None), ("zero", "--dual=0"), ("some", "--dual=5")):
+        monkeypatch.setattr(train, "loss_and_gradient", LOSS)
+        out = tmp_path / name
+        argv = [*words, f"--out={out}"]
+        assert (dual.train_dual([*argv, more, "--above=1"]) if more else train.main(flags.get_args(argv))) == 0
+        reached[name] = checkpoint.load(out / checkpoint.NAME)["model"]["model.embed_tokens.weight"]
+    assert checkpoint.read_config(tmp_path / "some")["batches"] < 6  # so that blocks come again
+    assert torch.equal(reached["plain"], reached["zero"]) and not torch.equal(reached["plain"], reached["some"])
+    found = dual.score(tmp_path / "some")
+    assert found["blocks, 95 %"] <= found["blocks, most"] and found["lines, 95 %"] <= found["worst tenth"] + 1
+    assert found["rare"] > found["loss"]
+    table = dual.table({"plain": {"0": found, "1": found}, "some": {"0": found, "1": found}})
+    assert "| some, against plain | +0.000 [+0.000, +0.000] |" in table

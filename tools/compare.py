@@ -7,6 +7,7 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     flags = "--epochs=10"             # of all runs
     quick = "--epochs=3"              # of all runs with --quick, which takes the first seed only
     average = { averaged = "--last=4" }     # of tools.average, after every run with --keep-weights (default: none)
+    program = "-m experiments.e9 train"     # what trains (default: train.py)
     [runs]
     random = "--mode=random"
     "BCP, p = 1" = "--mode=bcp --p=1"
@@ -94,10 +95,10 @@ def program(*words: str, threads: int) -> None:
         raise RuntimeError(f"{shlex.join(command)}: {why[-1]}")
 
 
-def train(out: Path, flags: list[str], threads: int) -> None:
+def train(out: Path, flags: list[str], threads: int, trainer: str = shlex.quote(str(ROOT / "train.py"))) -> None:
     """One training, or what is left of it. Raises RuntimeError if it fails."""
     resume = ["--resume"] if (out / checkpoint.CONFIG).exists() else []
-    program(str(ROOT / "train.py"), *flags, *resume, f"--out={out}", threads=threads)
+    program(*shlex.split(trainer), *flags, *resume, f"--out={out}", threads=threads)
 
 
 def set_aside(*paths: Path) -> None:
@@ -327,7 +328,8 @@ def made(file: Path, grid: dict, wanted: dict[tuple[str, str], list[str]]) -> di
     """
     try:
         record = json.loads(file.read_text()) if file.exists() else {"grid": {}, "results": {}}
-        known = record["results"] if record["grid"].get("average") == grid.get("average") else {}
+        same = all(record["grid"].get(key) == grid.get(key) for key in ("average", "program"))
+        known = record["results"] if same else {}
         count = sum(map(len, record["results"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         raise ValueError(
@@ -342,7 +344,7 @@ def made(file: Path, grid: dict, wanted: dict[tuple[str, str], list[str]]) -> di
     return results
 
 
-def make(name: str, run: str, seed: str, flags: list[str], means: dict[str, str], threads: int) -> dict:
+def make(name: str, run: str, seed: str, flags: list[str], grid: dict, threads: int) -> dict:
     """Train a run of a grid, or what is left of it, and sum it up."""
     out = folder(name, run, seed)
     note, today = Path(f"{out}.json"), {"flags": shlex.join(flags), "code": code()}  # what the folder is of
@@ -351,8 +353,8 @@ def make(name: str, run: str, seed: str, flags: list[str], means: dict[str, str]
         set_aside(out)
     if not out.exists():
         keep(note, was := today)
-    train(out, flags, threads)
-    averaged = {mean: average(out, shlex.split(some), threads) for mean, some in means.items()}
+    train(out, flags, threads, *filter(None, [grid.get("program")]))
+    averaged = {mean: average(out, shlex.split(some), threads) for mean, some in grid.get("average", {}).items()}
     return rounded(was | summary(out) | {"averaged": averaged or None})
 
 
@@ -369,7 +371,7 @@ def run_grid(args: argparse.Namespace, name: str, grid: dict, wanted: dict, resu
     """
     todo = [job for job in wanted if job[1] not in results[job[0]] and job[0] in (args.only or grid["runs"])]
     taken, began = sum(map(len, results.values())), time.monotonic()
-    means, threads = grid.get("average", {}), max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
     failed, one_at_a_time = [], threading.Lock()
     print(f"{taken} of {len(wanted)} runs are taken from {file}, {len(todo)} are trained", flush=True)
     if not SCIPY and len(grid["seeds"]) > 1:
@@ -383,7 +385,7 @@ def run_grid(args: argparse.Namespace, name: str, grid: dict, wanted: dict, resu
     def work(job: tuple[str, str]) -> None:
         try:
             if not failed and not STOP:
-                result = make(name, *job, wanted[job], means, threads)
+                result = make(name, *job, wanted[job], grid, threads)
                 with one_at_a_time:
                     told(*job, result)
         except (RuntimeError, ValueError, OSError) as error:

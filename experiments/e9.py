@@ -1,0 +1,183 @@
+"""E9: text that shifts. One source after another, nothing of what is past comes back: what is kept, what is learnt?
+
+    python -m experiments.e9 prepare ../shared/data/corpus      # data/e9: three sources, once and three times over
+    python -m tools.compare experiments/e9.toml --results=results --jobs=2
+    python -m experiments.e9 score                              # results/e9-scores.*, of what is made
+
+Plain training has the text of each source three times over, shuffled. BCP has it once, and stays on a batch for at most
+three updates, so that both make the same number. Losses are on held-out lines of each source, in nats per token, with
+the last weights kept before the next source began.
+
+`train` is train.py with a flag more, --by-source: an anchor for each source in place of one for each batch, so that
+--p=2 is L2 toward the weights before the source.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import bcp
+import checkpoint
+import curriculum
+import data
+import evaluate
+import flags
+import journal
+from experiments import e5
+from machine import pick_device
+from tasks import Encoder
+from tools import compare
+
+DATA, FILE = Path("data/e9"), Path("results/e9-scores.json")
+SOURCES = {"1-childes": "childes", "2-stories": "children_stories", "3-wikipedia": "wikipedia"}
+PASSES = {"once": 1, "thrice": 3}
+
+
+def prepare(corpus: Path, words: int, held_out: int) -> None:
+    """Write data/e9/text/*, the prepared folders data/e9/once and /thrice, and data/e9/held-out/<stage>.txt."""
+    for stage, source in SOURCES.items():
+        pieces = e5.excerpts(corpus / source)
+        aside = np.linspace(0, len(pieces) - 1, held_out // 500).astype(int)
+        rest = np.setdiff1d(np.arange(len(pieces)), aside)
+        chosen = rest[np.linspace(0, len(rest) - 1, min(words // 500, len(rest))).astype(int)]
+        known = {line for i in chosen for line in pieces[i]}
+        texts = {DATA / "text" / name / stage / f"{source}.txt": n * ["\n".join(pieces[i]) for i in chosen]
+                 for name, n in PASSES.items()}  # fmt: skip
+        aside_text = ["\n".join(line for line in pieces[i] if line not in known) for i in aside]
+        for file, documents in (texts | {DATA / "held-out" / f"{stage}.txt": aside_text}).items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="")
+            print(f"{file}: {sum(len(document.split()) for document in documents):,} words")
+    for name in PASSES:
+        cached = data.prepare(str(DATA / "text" / name), DATA / "cache", propose=2048, val_share=0.02, quiet=True)
+        if not (DATA / name).exists():
+            (DATA / name).symlink_to(cached.relative_to(DATA))
+    once, thrice = ((DATA / name / "tokenizer.json").read_bytes() for name in PASSES)
+    if once != thrice:
+        raise ValueError("the text three times over has another tokenizer than once, and losses cannot be compared")
+
+
+def first_batches(corpus: data.Corpus, args: argparse.Namespace) -> list[int]:
+    """Of each stage, the batch that it begins in. `args`: the flags of a run of --order=shift."""
+    lines = curriculum.order_lines(corpus, "shift", args.difficulty, args.seed)
+    lengths, stage = np.diff(corpus.line_start)[lines], corpus.line_stage[lines]
+    before = [lengths[stage < name].sum() for name in np.unique(stage)]
+    return [int(n // (args.block_size * (args.batch_size - flags.n_replayed(args)))) for n in before]
+
+
+def train_by_source(argv: list[str]) -> int:
+    """train.py; with --by-source, the anchor is dropped when a source begins and at no other batch."""
+    import train
+
+    if "--by-source" not in argv:
+        return train.main(flags.get_args(argv))
+    argv = [word for word in argv if word != "--by-source"]
+    if "--resume" in argv:  # the anchor of a source is in no checkpoint
+        argv = [*(word for word in argv if word != "--resume"), "--overwrite"]
+    usual, drop_anchor = train.train, bcp.drop_anchor
+
+    def by_source(run: train.Run, *more) -> bool:
+        begins = first_batches(run.corpus, run.args)
+        bcp.drop_anchor = lambda anchor, W: drop_anchor(anchor, W) if run.stream.batch in begins else None
+        return usual(run, *more)
+
+    train.train = by_source
+    return train.main(flags.get_args(argv))
+
+
+def score(out: Path) -> dict[str, dict]:
+    """After each source: the update, and the loss on every source, of a finished run."""
+    args = argparse.Namespace(**checkpoint.read_config(out)["flags"])
+    corpus = data.open_prepared(Path(checkpoint.read_config(out)["corpus"]["folder"]))
+    updates, kept = journal.updates(journal.read(out)), dict(checkpoint.kept_weights(out))
+    model, tokenizer, _ = evaluate.load_run(out, pick_device("auto"))
+    encode, found = Encoder(tokenizer), {}
+    for stage, begins in zip(SOURCES, [*first_batches(corpus, args)[1:], np.inf], strict=True):
+        ended = next((one["update"] - 1 for one in updates if one["batch"] is None or one["batch"] >= begins),
+                     updates[-1]["update"])  # fmt: skip
+        at = max(update for update in kept if update <= ended)
+        checkpoint.fill(model, checkpoint.load(kept[at])["model"], kept[at])
+        losses = {}
+        for other in SOURCES:
+            lines = filter(None, (DATA / "held-out" / f"{other}.txt").read_text().split("\n"))
+            items = [[encode("", line)] for line in lines]
+            scores = evaluate.log_probabilities(model, items, corpus.eot)
+            losses[other] = -sum(one for (one,) in scores) / sum(len(ids) for [(ids, _)] in items)
+        found[stage] = {"update": at, "losses": losses}
+    return found
+
+
+def old_and_new(run: dict[str, dict], stage: str) -> tuple[float, float]:
+    """The mean loss on the sources before a stage, and the loss on its own, at its end."""
+    losses = run[stage]["losses"]
+    before = list(SOURCES)[: list(SOURCES).index(stage)]
+    return statistics.fmean(losses[name] for name in before), losses[stage]
+
+
+def table(kept: dict[str, dict[str, dict]]) -> str:
+    """Markdown: a row per run; the loss on what is past and on the new source, after the second and the third."""
+    later = list(SOURCES)[1:]
+    heads = [f"after {stage[2:]}: {what}" for stage in later for what in ("past, nats", "new, nats")]
+    rows = ["| run | seeds | updates | " + " | ".join(heads) + " |", "|---" * (3 + len(heads)) + "|"]
+    for run, seeds in kept.items():
+        cells = [compare.spread([old_and_new(one, stage)[i] for one in seeds.values()], 2)
+                 for stage in later for i in (0, 1)]  # fmt: skip
+        updates = statistics.fmean(one[later[-1]]["update"] for one in seeds.values())
+        rows.append(f"| {run} | {len(seeds)} | {updates:.0f} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def draw(kept: dict[str, dict[str, dict]], file: Path) -> None:
+    """After the second and after the third source: loss on what is past against loss on the new one, by method."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    methods: dict[str, list[str]] = {}
+    for run in kept:
+        methods.setdefault(run.partition(",")[0], []).append(run)
+    with matplotlib.rc_context({"svg.hashsalt": "bcp", "axes.grid": True, "grid.alpha": 0.3, "font.size": 11}):
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        for ax, stage in zip(figure.subplots(1, 2), list(SOURCES)[1:], strict=True):
+            for i, (method, runs) in enumerate(methods.items()):
+                points = [[old_and_new(one, stage) for one in kept[run].values()] for run in runs]
+                past, new = np.array([np.mean(some, axis=0) for some in points]).T
+                line = {"linestyle": "-" if method == "plain" else "", "marker": "osD^v<P"[i % 7], "markersize": 6}
+                ax.plot(new, past, color=compare.COLOURS[i % 7], label=method, **line)
+            ax.set(xlabel=f"loss on {stage[2:]}, the new source, nats per token", title=f"after {stage[2:]}",
+                   ylabel="loss on the sources before it")  # fmt: skip
+        figure.axes[-1].legend(frameon=False, title="lower left is better")
+        for kind in ("png", "svg"):
+            figure.savefig(file.with_suffix(f".{kind}"), dpi=110, metadata={"Date": None} if kind == "svg" else None)
+
+
+def main() -> int | None:
+    if sys.argv[1:2] == ["train"]:
+        return train_by_source(sys.argv[2:])
+    parser = flags.new_parser("experiments.e9", __doc__)
+    parser.add_argument("what", choices=("prepare", "train", "score"), help="see above; train takes train.py's flags")
+    parser.add_argument("corpus", type=Path, nargs="?", help="folder of folders of text (default: none)")
+    parser.add_argument("--words", type=int, default=60_000, help="of each source, to train on (default: 60000)")
+    args = parser.parse_args()
+    if args.what == "prepare":
+        if args.corpus is None or not all((args.corpus / source).is_dir() for source in SOURCES.values()):
+            parser.error(f"{args.corpus}: is no folder with the folders {', '.join(SOURCES.values())}")
+        return prepare(args.corpus, args.words, held_out=4000)
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+    made = Path("results/e9.json")
+    for run, seeds in json.loads(made.read_text())["results"].items() if made.exists() else ():
+        for seed in seeds:
+            if seed not in kept.setdefault(run, {}):
+                kept[run][seed] = score(compare.folder("e9", run, seed))
+                compare.keep(FILE, kept)
+    kept = {run: seeds for run, seeds in kept.items() if seeds}
+    FILE.with_suffix(".md").write_text(table(kept))
+    draw(kept, FILE)
+    print(table(kept))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
