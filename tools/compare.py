@@ -13,11 +13,11 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     "BCP, p = 1" = "--mode=bcp --p=1"
 
 Written are, into out/ or the folder of --results: <name>.json, what every run reached; <name>.md, their table; and the
-figure <name>.png and .svg. The table has the scores at the end, and their means over the evaluations of the run's last
-quarter, since the end of a run may fall on an easy or a hard part of the text: mean and standard error over seeds, and
-of the latter the paired difference from the reference with its 95 % interval (Student's t), with a * if it survives
+figure <name>.png and .svg. The table has the scores at the end, and their means over the run's last whole passes (as many as
+its last half holds, or that half), since its end may fall on an easy or a hard part of the text: mean and standard
+error over seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t), with a * if it survives
 Holm's correction for all of the table. With `average` a run has a second row, for the mean of its weights. Where all
-runs have --track-forgetting there are two more columns, over the last quarter too: the loss on batches met before, and
+runs have --track-forgetting there are two more columns, over the last quarter: the loss on batches met before, and
 how much of it has come since they were left. The figure shows the differences; tools.plot shows how runs went.
 
 A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
@@ -136,14 +136,18 @@ def summary(out: Path) -> dict:
 
 
 def late(run: dict, measure: str) -> float | None:
-    """The mean of "toy" or "val_loss" over the evaluations of the run's last quarter."""
-    last = run["evaluations"][-1]["update"]
-    values = [record[measure] for record in run["evaluations"] if record["update"] >= 0.75 * last]
+    """The mean of "toy" or "val_loss" over a run's last whole passes through the text: as many as fit into its last
+    half; over that half, if none does.
+    """
+    *_, last = points = run["evaluations"]
+    half = [point for point in points if point["update"] >= last["update"] / 2]
+    whole = int(last["passes"] - half[0]["passes"] + 1e-9)
+    values = [point[measure] for point in half if not whole or point["passes"] > last["passes"] - whole + 1e-9]
     return None if None in values else statistics.fmean(values)
 
 
 def score(measure: str, mean: str | None, run: dict) -> float | None:
-    """What a mean of a run's weights reached, or, without one, the run over its last quarter."""
+    """What a mean of a run's weights reached, or, without one, the run over its last whole passes."""
     return late(run, measure) if mean is None else (run.get("averaged") or {}).get(mean, {}).get(measure)
 
 
@@ -213,7 +217,7 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
     tracked = all(run.get("forgotten") is not None for seeds in results.values() for run in seeds.values())
     head, against = ["run"], f"against {cell(reference)}"
     for measure in measured(results):
-        head += [f"{MEASURES[measure][0]} at the end", "over the last quarter", against]
+        head += [f"{MEASURES[measure][0]} at the end", "over whole passes", against]
     head += ["text seen, %", "passes", "median repeats"]
     if tracked:
         head += ["loss on text met, nats", against, "forgotten of it", against]
@@ -256,7 +260,7 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
 
 
 def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> None:
-    """Differences from the reference over the last quarter, of means of weights too, and their 95 % intervals.
+    """Differences from the reference over whole passes, of means of weights too, and their 95 % intervals.
 
     Filled marks are of intervals without 0. Without matplotlib there is no figure, and a line that says so.
     """
@@ -280,7 +284,7 @@ def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> Non
                 gap, half, _ = difference(*two)
                 look = {"color": COLOURS[2 - place % 3], "fmt": "osD"[place % 3], "capsize": 3, "markersize": 5}
                 look |= {} if abs(gap) > half else {"markerfacecolor": "white"}
-                what = f"mean of weights: {mean}" if mean else "over the last quarter"
+                what = f"mean of weights: {mean}" if mean else "over the last whole passes"
                 y += 0.25 * (place - (len(means) - 1) / 2)
                 ax.errorbar(gap, y, xerr=None if math.isnan(half) else half, label=what.replace("$", "\\$"), **look)
             ax.axvline(0, color=COLOURS[0], linewidth=1)
