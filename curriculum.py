@@ -171,10 +171,10 @@ def difficulty(corpus: "Corpus", lines: np.ndarray, kind: str, aoa: str | None =
     return score(corpus, lines, aoa) if score is composite else score(corpus, lines)
 
 
-def after_shift(corpus: "Corpus", kind: str, aoa: str | None = None) -> np.ndarray:
-    """Which lines are of a later stage than the first or, without stages, of the harder half of the tokens; bool."""
+def stages(corpus: "Corpus", kind: str, aoa: str | None = None) -> np.ndarray:
+    """The stage of each line from 0 or, without stages, whether it is of the harder half of the tokens, (N,)."""
     if corpus.line_stage is not None:
-        return corpus.line_stage > corpus.line_stage.min()
+        return corpus.line_stage - corpus.line_stage.min()
     score = difficulty(corpus, np.arange(len(corpus.line_seen)), kind, aoa)
     return score > np.median(np.repeat(score, np.diff(corpus.line_start)))
 
@@ -190,12 +190,11 @@ def order_lines(
         raise ValueError("--order=stages: needs text in sub-folders named by stage, such as 1-short and 2-medium; "
                          f"{corpus.folder} has none")  # fmt: skip
     lines = corpus.train_lines()
-    if order == "shift":  # one stage after the other; the share is that of the lines before the shift
-        lines = np.random.default_rng(seed).permutation(lines)
-        if corpus.line_stage is not None:
-            lines = lines[np.argsort(corpus.line_stage[lines], kind="stable")]
-        late = after_shift(corpus, kind, aoa)[lines]
-        return np.concatenate((lines[~late][: math.ceil(share * np.sum(~late))], lines[late]))
+    if order == "shift":  # the share is that of the lines of the first stage
+        lines, stage = np.random.default_rng(seed).permutation(lines), stages(corpus, kind, aoa)
+        lines = lines[np.argsort(stage[lines], kind="stable")]
+        first = np.sum(stage[lines] == 0)
+        return np.concatenate((lines[: math.ceil(share * first)], lines[first:]))
     if order in ("curriculum", "stages") or share < 1:
         lines = lines[np.argsort(difficulty(corpus, lines, kind, aoa), kind="stable")]
         ends = np.cumsum(corpus.line_start[lines + 1] - corpus.line_start[lines])

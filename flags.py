@@ -128,11 +128,10 @@ def get_parser(description: str | None = None) -> argparse.ArgumentParser:
     add("--seed", type=number(int, 0, 2**32 - 1), default=0, help="of weights and shuffling")
 
     add = parser.add_argument_group("method").add_argument
-    add("--order", choices=("curriculum", "random", "shuffled-once", "stages", "shift"), help="of the batches, in "
-        "every mode: easy to hard; shuffled lines, and the batches anew in every pass; one shuffled order for all "
-        "passes; from stage to stage, each easy to hard, of text in sub-folders such as 1-short; or one stage after "
-        "the other, each shuffled (without stages: the easier half, then the harder) (default: random with "
-        "--mode=random and lfr, else curriculum)")
+    add("--order", choices=("curriculum", "random", "shuffled-once", "stages", "shift"), help="of the batches: easy to "
+        "hard; shuffled lines, and the batches anew in every pass; one shuffled order for all passes; from stage to "
+        "stage (sub-folders such as 1-short), each easy to hard; or one stage after the other, each shuffled (without "
+        "stages the easier half, then the harder) (default: random with --mode=random and lfr, else curriculum)")
     add("--difficulty", choices=DIFFICULTY, default="surprisal", help="; ".join(
         f"{name}: {label}" for name, (label, _) in DIFFICULTY.items()))
     add("--split", choices=("lines", "sentences"), default="lines", help="what is put in order: the lines of the text, "

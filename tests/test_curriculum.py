@@ -214,7 +214,7 @@ def test_stages_come_and_go_as_their_tents_do():
 
 
 def test_a_shift_shuffles_what_comes_before_it_and_what_comes_after():
-    corpus, late = staged({1: 60, 2: 30, 4: 30}), curriculum.after_shift
+    corpus, late = staged({1: 60, 2: 30, 4: 30}), curriculum.stages
     lines = curriculum.order_lines(corpus, "shift", "length", 0)
     assert sorted(lines) == list(range(120)) and set(corpus.line_stage[lines[:60]]) == {1}
     assert (np.diff(corpus.line_stage[lines].astype(int)) >= 0).all() and (np.diff(lines[60:90]) < 0).any()

@@ -13,12 +13,13 @@ The TOML file names the runs, their flags, the seeds that each is run with, and 
     "BCP, p = 1" = "--mode=bcp --p=1"
 
 Written are, into out/ or the folder of --results: <name>.json, what every run reached; <name>.md, their table; and the
-figure <name>.png and .svg. The table has the scores at the end, and their means over the run's last whole passes (as many as
-its last half holds, or that half), since its end may fall on an easy or a hard part of the text: mean and standard
-error over seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's t), with a * if it survives
-Holm's correction for all of the table. With `average` a run has a second row, for the mean of its weights. Where all
-runs have --track-forgetting there are two more columns, over the last quarter: the loss on batches met before, and
-how much of it has come since they were left. The figure shows the differences; tools.plot shows how runs went.
+figure <name>.png and .svg. The table has the scores at the end, and their means over the run's last whole passes (as
+many as its last half holds, or that half), since its end may fall on an easy or a hard part of the text: mean and
+standard error over seeds, and of the latter the paired difference from the reference with its 95 % interval (Student's
+t), with a * if it survives Holm's correction for all of the table. With `average` a run has a second row, for the mean
+of its weights. Where all runs have --track-forgetting there are two more columns, over the last quarter: the loss on
+batches met before, and how much of it has come since they were left. The figure shows the differences; tools.plot shows
+how runs went.
 
 A grid that was stopped goes on where it stood: runs that are in the .json with the same flags are not made again, and
 one that was cut in the middle goes on from its checkpoint in out/<name>/. A run whose flags have changed is made anew.

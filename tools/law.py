@@ -227,7 +227,7 @@ def measure_parts(folder: Path) -> dict:
     if flags.get("order") != "shift" or not kept:
         raise ValueError(f"{folder}: is no run of --order=shift with --keep-weights=evaluations; train one")
     corpus = data.open_prepared(Path(config["corpus"]["folder"]))
-    late = curriculum.after_shift(corpus, flags["difficulty"], flags["aoa_file"])
+    late = curriculum.stages(corpus, flags["difficulty"], flags["aoa_file"]) > 0
     order = (flags["order"], flags["difficulty"], flags["seed"], flags["data_share"], flags["aoa_file"])
     lines = curriculum.order_lines(corpus, *order)
     tokens = np.diff(corpus.line_start)[lines[~late[lines]]].sum()
