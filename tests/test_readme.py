@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import e6 as answers
 from tools.compare import late, paired, spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,6 +115,34 @@ def test_the_table_of_the_readme_is_that_of_the_results():
         assert loss == spread([late(run, "val_loss") for run in own.values()], 2)
         assert difference == ("" if run == "random" else gap(own, random, lambda run: late(run, "toy"), 1))
         assert passes == f"{statistics.fmean(run['passes'] for run in own.values()):.1f}"
+
+
+def test_the_sentences_of_the_answer_are_those_of_the_results():
+    e6 = json.loads((ROOT / "results" / "e6.json").read_text())["results"]
+    last, mean = ({run: statistics.fmean(answers.pairs(seeds, of).values()) for run, seeds in e6.items()}
+                  for of in (None, "mean of all"))  # fmt: skip
+    good = {(run, what): answers.recovered(e6, run, what).split()[0].lstrip("+")
+            for run in e6 for what in ("toy", "val_loss") if run not in (answers.PAPER, answers.BEST)}  # fmt: skip
+    carried, one, goal = "bcp, p = 1, random order, moments carried", "one repeat", "left at a goal within reach"
+    both = "one repeat, moments carried"
+    pairs = {run: statistics.fmean(late(one, "toy") for one in recorded("e1", run).values())
+             for run in ("random", "bcp, p = 1", "bcp, p = 1, random order")}  # fmt: skip
+    clean = [late(run, "toy") for run in recorded("e3-best", "random", ["6", "7", "8", "9", "10"]).values()]
+    order = (pairs["bcp, p = 1, random order"] - pairs["bcp, p = 1"]) / (pairs["random"] - pairs["bcp, p = 1"])
+    sentences = [
+        f"plain training has {last['random']:.0f} % of the minimal pairs, "
+        f"p = 1 has {last[answers.PAPER]:.0f} % in random order and {last['bcp, p = 1']:.0f} % sorted, and p = 2 has {last['bcp, p = 2, random order']:.0f} %",
+        f"it takes plain training from {last['random']:.0f} to {mean['random']:.0f} %",
+        f"carried on make good {good[carried, 'toy']} % of the pairs and {good[carried, 'val_loss']} % of the loss",
+        f"one repeat instead of ten {good[one, 'toy']} and {good[one, 'val_loss']} %",
+        f"leaving at a goal within reach {good[goal, 'toy']} and {good[goal, 'val_loss']} %",
+        f"the first two together make good {good[both, 'toy']} % of both",
+        f"sorting costs most of its loss and {100 * order:.0f} % of its errors",
+        f"On these seeds `random` has {spread(clean, 1)}",
+        f"learns more, {pairs['bcp, p = 1']:.1f} % over whole passes",
+    ]
+    assert good[both, "toy"] == good[both, "val_loss"]
+    assert [sentence for sentence in sentences if sentence not in " ".join(README.split())] == []
 
 
 def test_the_differences_beside_the_tables_are_those_of_the_results():
