@@ -131,7 +131,8 @@ def test_the_sentences_of_the_answer_are_those_of_the_results():
     order = (pairs["bcp, p = 1, random order"] - pairs["bcp, p = 1"]) / (pairs["random"] - pairs["bcp, p = 1"])
     sentences = [
         f"plain training has {last['random']:.0f} % of the minimal pairs, "
-        f"p = 1 has {last[answers.PAPER]:.0f} % in random order and {last['bcp, p = 1']:.0f} % sorted, and p = 2 has {last['bcp, p = 2, random order']:.0f} %",
+        f"p = 1 has {last[answers.PAPER]:.0f} % in random order "
+        f"and {last['bcp, p = 1']:.0f} % sorted, and p = 2 has {last['bcp, p = 2, random order']:.0f} %",
         f"it takes plain training from {last['random']:.0f} to {mean['random']:.0f} %",
         f"carried on make good {good[carried, 'toy']} % of the pairs and {good[carried, 'val_loss']} % of the loss",
         f"one repeat instead of ten {good[one, 'toy']} and {good[one, 'val_loss']} %",
