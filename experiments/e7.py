@@ -32,6 +32,7 @@ from tools import compare, law
 
 DATA, FILE = Path("data/e7"), Path("results/e7-scores.json")
 SIZES, GIVEN_UP = (4, 8, 16, 32), (5, 10, 20)  # batches to train on; percent of the text
+IN_E7 = {"recipe and idle (8)": "recipe and idle, 4e-3"}  # in e7.toml under another name
 WORDS = 3790  # of the built-in corpus, for a batch to train on and as much held out
 
 
@@ -98,31 +99,59 @@ def score(out: Path) -> dict[str, dict[str, float]]:
     encode = Encoder(tokenizer)
     pairs = {uid: [[encode("", pair[f"sentence_{kind}"])[0] for kind in ("good", "bad")] for pair in some]
              for uid, some in toy.minimal_pairs().items()}  # fmt: skip
-    found = {}
-    for name, by in (("end", stops), ("best", losses)):
-        at = min(by, key=by.get)
-        file = out / f"weights-{at}.pt"
-        checkpoint.fill(model, checkpoint.load(file)["model"], file)
-        found[name] = {"update": at, "loss": losses[at], "worst": worst_tenth(line_losses(model, base))}
-        if "books" not in base.folder.name:
-            right = evaluate.score_pairs(model, pairs, base.eot).values()
-            found[name]["pairs"] = float(np.mean([one["accuracy"] for one in right]))
-    return found | {"losses": losses}
+    best, at = min(losses, key=losses.get), min(stops, key=stops.get)
+    checkpoint.fill(model, checkpoint.load(file := out / f"weights-{at}.pt")["model"], file)
+    end = {"update": at, "loss": losses[at], "worst": worst_tenth(line_losses(model, base))}
+    if "books" not in base.folder.name:
+        right = evaluate.score_pairs(model, pairs, base.eot).values()
+        end["pairs"] = float(np.mean([one["accuracy"] for one in right]))
+    return {"end": end, "best": {"update": best, "loss": losses[best]}, "losses": losses}
 
 
-def table(kept: dict[str, dict[str, dict[str, dict]]]) -> str:
-    """Markdown: a row per run of each grid, mean and standard error over its seeds."""
-    columns = [("end", "update", 0), ("end", "loss", 3), ("best", "loss", 3), ("best", "update", 0),
-               ("end", "worst", 2), ("end", "pairs", 1)]  # fmt: skip
-    head = ["run", "ends at update", "held-out loss there", "at best", "at update", "worst tenth", "minimal pairs, %"]
+def table(runs: dict[str, dict[str, dict]]) -> str:
+    """Markdown: a row per run, mean and standard error over its seeds."""
+    columns = [("end", "update", 0), ("end", "loss", 3), ("end", "worst", 2), ("end", "pairs", 1), ("best", "loss", 3),
+               ("best", "update", 0)]  # fmt: skip
+    head = ["run", "ends at update", "held-out loss, nats", "worst tenth", "minimal pairs, %", "at best", "at update"]
     rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for grid, runs in kept.items():
-        for run, seeds in runs.items():
-            cells = [
-                compare.spread([one[at].get(what) for one in seeds.values()], digits) for at, what, digits in columns
-            ]
-            rows.append(f"| {run if grid == 'e7' else f'{run} ({grid})'} | {' | '.join(cells)} |")
+    for run, seeds in runs.items():
+        cells = [compare.spread([one[at].get(what) for one in seeds.values()], digits) for at, what, digits in columns]
+        rows.append(f"| {run} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
+
+
+def ends(kept: dict[str, dict], run: str, what: str = "loss") -> dict[str, float]:
+    """Seed -> held-out loss of a run of e7-size.toml, or of e7.toml's form of it, where it ended."""
+    seeds = kept["e7"].get(IN_E7.get(run)) or kept["e7-size"].get(run, {})
+    return {seed: one["end"][what] for seed, one in seeds.items()}
+
+
+def against(own: dict[str, float], other: dict[str, float]) -> tuple[list[float], list[float]]:
+    """The two, over the seeds that both have."""
+    both = [seed for seed in own if seed in other]
+    return [own[seed] for seed in both], [other[seed] for seed in both]
+
+
+def sizes(kept: dict[str, dict]) -> tuple[list[str], str]:
+    """The texts that have been run, and Markdown: what idling ends at, and how far it is from its rivals."""
+    found = [text for text in map(str, (*SIZES, "books")) if ends(kept, f"recipe and idle ({text})")]
+    head = ["text", "recipe and idle", "random, stopped by an oracle", *(f"gives up {p} %" for p in GIVEN_UP),
+            "recipe and idle against the oracle", "against the best that gives up text", "worst tenth",
+            "minimal pairs"]  # fmt: skip
+    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for text in found:
+        own, rivals = f"recipe and idle ({text})", [f"random gives up {p} % ({text})" for p in GIVEN_UP]
+        oracle = {seed: one["best"]["loss"] for seed, one in kept["e7-size"][f"random ({text})"].items()}
+        losses = [ends(kept, own), oracle, *(ends(kept, rival) for rival in rivals)]
+        best = min(rivals, key=lambda rival: np.mean(list(ends(kept, rival).values())))
+        cells = [compare.spread(list(one.values()), 3) for one in losses]
+        cells += [compare.paired(*against(losses[0], other), 3) for other in (oracle, ends(kept, best))]
+        for what, digits in (("worst", 2), ("pairs", 1)):
+            some = "" if text == "books" and what == "pairs" else None
+            cells += [compare.paired(*against(ends(kept, own, what), ends(kept, best, what)), digits)
+                      if some is None else some]  # fmt: skip
+        rows.append(f"| {f'{text} batches' if text != 'books' else 'four books'} | {' | '.join(cells)} |")
+    return found, "\n".join(rows) + "\n"
 
 
 def draw(runs: dict[str, dict[str, dict]], file: Path) -> None:
@@ -144,6 +173,32 @@ def draw(runs: dict[str, dict[str, dict]], file: Path) -> None:
         ax.grid(alpha=0.3)
     panels[0].set_ylabel("held-out loss, nats per token")
     panels[-1].legend(frameon=False)
+    save(figure, file)
+
+
+def draw_sizes(kept: dict[str, dict], texts: list[str], file: Path) -> None:
+    """Held-out loss against `random` stopped by an oracle, by size of the text: idling, and the rivals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    ax = figure.subplots()
+    runs = {"recipe and idle: all of its text": "recipe and idle ({})"}
+    runs |= {f"random, stopped by {p} % of its text": f"random gives up {p} % ({{}})" for p in GIVEN_UP}
+    for i, (name, run) in enumerate(runs.items()):
+        for x, text in enumerate(texts):
+            oracle = {seed: one["best"]["loss"] for seed, one in kept["e7-size"][f"random ({text})"].items()}
+            gap, half, _ = compare.difference(*against(ends(kept, run.format(text)), oracle))
+            look = {"fmt": "osD^"[i], "color": law.COLOURS[i], "capsize": 3, "label": name if not x else None}
+            ax.errorbar(x + 0.12 * (i - 1.5), gap, yerr=None if np.isnan(half) else half, **look)
+    ax.axhline(0, color="black", linewidth=1)
+    ax.set_xticks(range(len(texts)), [f"{text} batches" if text != "books" else "four books" for text in texts])
+    ax.set(ylabel="held-out loss against random\nstopped by an oracle, nats", xlabel="text to train on")
+    ax.grid(axis="y", alpha=0.3)
+    ax.legend(frameon=False)
+    save(figure, file.with_name("e7-size"))
+
+
+def save(figure, file: Path) -> None:
     figure.savefig(file.with_suffix(".png"), dpi=110)
     figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
 
@@ -163,10 +218,17 @@ def main() -> None:
                 if seed not in kept.setdefault(grid, {}).setdefault(run, {}):
                     kept[grid][run][seed] = score(compare.folder(grid, run, seed))
                     compare.keep(FILE, kept)
-    FILE.with_suffix(".md").write_text(table(kept))
-    if "e7" in kept:
-        draw(kept["e7"], FILE)
-    print(table(kept))
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "bcp"}):
+        draw(kept["e7"], FILE.with_name("e7-rates"))
+        told = table({**kept["e7"], **kept.get("e7-goal", {})})
+        if kept.get("e7-size"):
+            texts, more = sizes(kept)
+            told += "\n" + more
+            draw_sizes(kept, texts, FILE)
+    FILE.with_suffix(".md").write_text(told)
+    print(told)
 
 
 if __name__ == "__main__":

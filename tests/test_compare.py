@@ -64,6 +64,18 @@ def test_spread_and_paired_difference_by_hand():
     assert compare.spread([1.0], 1) == "1.0" and compare.paired([None, 1.0], [1.0, 1.0], 1) == "-"
 
 
+def test_the_mean_is_over_whole_passes():
+    def run(passes: float, n: int = 8) -> dict:  # of 100 updates
+        return {"evaluations": [{"update": 100 * i / n, "passes": passes * i / n, "toy": i} for i in range(n + 1)]}
+
+    assert compare.late(run(10), "toy") == statistics.fmean(
+        [5, 6, 7, 8]
+    )  # five passes, the fourth evaluation ends them
+    assert compare.late(run(3), "toy") == 7  # one pass: 6 to 8
+    assert compare.late(run(1.5), "toy") == 6  # the last half holds no whole pass
+    assert compare.late({"evaluations": [{"update": 8, "passes": 1.0, "toy": None}]}, "toy") is None
+
+
 def test_means_of_weights_have_a_row_and_forgetting_has_columns(tmp_path, cache, monkeypatch):
     more = "--max-updates=12 --eval-every=4 --epochs=1 --keep-weights=evaluations --track-forgetting=2"
     grid = tmp_path / "small.toml"
@@ -111,18 +123,19 @@ def grid_of(tmp_path, monkeypatch):
     """Run a grid of these runs in a folder of its own; a training only notes its flags, and reaches REACHED."""
     monkeypatch.chdir(tmp_path)
 
-    def train(out: Path, flags: list[str], threads: int) -> None:
+    def train(out: Path, flags: list[str], threads: int, trainer: str = "train.py") -> None:
         if "--fail" in flags:
             raise RuntimeError("no more")
         out.mkdir(exist_ok=True)
+        (out / "trainer").write_text(trainer)
         (out / "flags").write_text(" ".join(flags))
 
     monkeypatch.setattr(compare, "train", train)
     monkeypatch.setattr(compare, "summary", lambda out: dict(REACHED))
 
-    def run(runs: dict[str, str], *words: str, seeds=(0, 1)) -> dict:
+    def run(runs: dict[str, str], *words: str, seeds=(0, 1), more="") -> dict:
         lines = [f"{json.dumps(name)} = {json.dumps(flags)}" for name, flags in runs.items()]
-        head = [f"seeds = {list(seeds)}", f"reference = {json.dumps(next(iter(runs)))}", "[runs]"]
+        head = [f"seeds = {list(seeds)}", f"reference = {json.dumps(next(iter(runs)))}", more, "[runs]"]
         Path("a.toml").write_text("\n".join(head + lines))
         monkeypatch.setattr(sys, "argv", ["compare", "a.toml", *words])
         compare.main()
@@ -152,6 +165,13 @@ def test_a_run_with_other_flags_is_made_anew_and_the_old_one_kept(grid_of, monke
     assert "(1 of 1, 0 min left)" in out
     results = grid_of({"a": "--max-updates=5"}, "--again", seeds=(0, 1, 2))
     assert {run["code"] for run in results["a"].values()} == {"changed"} and Path("out/a/a-s1.old2").exists()
+
+
+def test_a_grid_may_name_what_trains(grid_of):
+    grid_of({"a": ""})
+    assert Path("out/a/a-s0/trainer").read_text() == "train.py"
+    grid_of({"a": ""}, more='program = "-m experiments.dual train"')
+    assert Path("out/a/a-s0/trainer").read_text() == "-m experiments.dual train"  # made anew
 
 
 def test_after_a_failure_no_run_begins_and_what_was_made_is_kept(grid_of, capsys):

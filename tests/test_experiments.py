@@ -230,7 +230,7 @@ def test_text_is_given_up_and_runs_are_scored_where_it_would_stop_them(tmp_path,
         checkpoint.fill(model, checkpoint.load(file)["model"], file)
         by[update] = evaluate.mean_loss(model, x, y)
     assert found["end"]["update"] == min(by, key=by.get)
-    assert "| random | 6" in e7.table({"e7": {"random": {"0": found | {"end": found["end"] | {"update": 6}}}}})
+    assert "| random | 6" in e7.table({"random": {"0": found | {"end": found["end"] | {"update": 6}}}})
 
 
 def test_one_source_comes_after_another_and_each_may_have_one_anchor(sources, tmp_path, monkeypatch):
