@@ -5,16 +5,18 @@
     python -m tools.law parts out/law-shift/* out/law-sources/*
     python -m experiments.law tables                          # results/laws.md, .json, .png, .svg of all that is there
 
-`tables` takes E4's runs from results/e4.json, and of the others those that have been made.
+`tables` takes E4's runs from results/e4.json, and of the others those that have been made, here or before.
 """
 
 import argparse
+import functools
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 
+import flags
 import toy
 from experiments import e5
 from flags import new_parser
@@ -41,6 +43,11 @@ def prepare(corpus: Path | None, words: int = 100_000) -> None:
         print(f"{file}: {sum(len(document.split()) for document in documents):,} words")
 
 
+def peak_rates(args: argparse.Namespace, budget: int) -> np.ndarray:
+    """The rates of a run with these flags, the warm-up at the peak, (budget,)."""
+    return law.at_peak(args.lr * np.array([share_of_rate(update, budget, args) for update in range(budget)]))
+
+
 def e4_curves(mode: str) -> dict[str, list[law.Curve]]:
     """E4's runs by schedule, a curve for each seed; their rates follow from their flags."""
     results, found = json.loads(Path("results/e4.json").read_text())["results"], {}
@@ -48,29 +55,41 @@ def e4_curves(mode: str) -> dict[str, list[law.Curve]]:
         found[schedule] = []
         for seed, run in results[f"{mode}, {schedule}"].items():
             points = run["evaluations"][1:]
-            flags, budget = argparse.Namespace(**vars(E4), lr_schedule=schedule), points[-1]["update"]
-            rates = E4.lr * np.array([share_of_rate(update, budget, flags) for update in range(budget)])
+            rates = peak_rates(argparse.Namespace(**vars(E4), lr_schedule=schedule), points[-1]["update"])
             numbers = (np.array([point[key] for point in points]) for key in ("update", "val_loss"))
-            found[schedule].append(law.Curve(f"{mode}, {schedule}, seed {seed}", law.at_peak(rates), *numbers))
+            found[schedule].append(law.Curve(f"{mode}, {schedule}, seed {seed}", rates, *numbers))
     return found
 
 
 def made(grid: str, part: str | None = None) -> dict[str, list[law.Curve]]:
-    """The finished runs of a grid, by name, one of each seed; with a part those whose parts are measured."""
+    """The finished runs of a grid, by name, one of each seed; with a part those whose parts are measured.
+
+    Those that are no longer in out/ are taken from results/laws.json.
+    """
     name, _, wanted = compare.read_grid(Path(f"experiments/{grid}.toml"), quick=False)
-    found: dict[str, list[law.Curve]] = {}
-    for run, seed in wanted:
-        folder = compare.folder(name, run, seed)
+    file, found = RESULTS.with_suffix(".json"), {}
+    before = json.loads(file.read_text()).get(f"{grid}, {part}", []) if file.exists() else []
+    known = {point["run"]: point for point in before}
+    for (run, seed), words in wanted.items():
+        folder, title = compare.folder(name, run, seed), f"{run}, seed {seed}"
         if (folder / ("parts.json" if part else "checkpoint.pt")).exists():
-            curve = law.read_run(folder, part)[0]
+            curve = law.read_run(folder, part)[0]._replace(name=title)
             if part or curve.updates[-1] == len(curve.rates) and curve.updates[-1] % BATCHES == 0:
-                found.setdefault(run, []).append(curve._replace(name=f"{run}, seed {seed}"))
+                found.setdefault(run, []).append(curve)
+        elif title in known:
+            flags.fill_in(args := flags.get_args(words))
+            updates, losses = (np.array(known[title][key]) for key in ("updates", "losses"))
+            args.warmup = min(args.warmup, int(updates[-1]) // 10)
+            rates = peak_rates(args, int(updates[-1]))
+            found.setdefault(run, []).append(law.Curve(title, rates, updates, losses, known[title]["shift"]))
     return found
 
 
 def mean_of(curves: list[law.Curve]) -> law.Curve:
-    """The mean over seeds."""
-    return curves[0]._replace(losses=np.mean([curve.losses for curve in curves], axis=0))
+    """The mean over seeds, at the updates that all were measured at."""
+    shared = functools.reduce(np.intersect1d, [curve.updates for curve in curves])
+    losses = [curve.losses[np.isin(curve.updates, shared)] for curve in curves]
+    return curves[0]._replace(updates=shared, losses=np.mean(losses, axis=0))
 
 
 def annealing_rows(fitted: list[law.Curve], target: list[law.Curve], name: str, first: int) -> list[str]:
@@ -92,31 +111,33 @@ def annealing_rows(fitted: list[law.Curve], target: list[law.Curve], name: str, 
     return rows
 
 
-def shift_rows(grid: str, part: str) -> list[str]:
-    """Each time of the shift predicted from the others, and the second half of the points after it from the first."""
-    runs, rows = made(grid, part), []
+def cell(law_of: list[law.Curve], target: law.Curve) -> tuple[str, law.Law]:
+    """How well a run is predicted: mean error, that of the naive prediction, R2; and the law."""
+    found = law.fit(law_of)
+    mean, r2, _ = law.errors(found.at(target, target.updates), target)
+    return f"{mean:.3f} ({law.errors(law.naive(law_of, target), target)[0]:.3f}), {r2:.3f}", found
 
-    def row(what: str, fitted: list[law.Curve], target: law.Curve) -> None:
-        found = law.fit(fitted)
-        mean, r2, end = law.errors(found.at(target, target.updates), target)
-        simple = law.naive(fitted, target)
-        values = ", ".join(f"{name} {found.values[name]:.3g}" for name in ("B", "E", "b"))
-        rows.append(f"| {grid} | {part} | {what} | {mean:.4f} | {r2:.4f} | {end:+.4f} | "
-                    f"{law.errors(simple, target)[0]:.4f} | {values} |")  # fmt: skip
 
-    first = min((len(curve.rates) for curves in runs.values() for curve in curves), default=0) // 5
+def shift_rows(grid: str, part: str) -> tuple[list[str], list[str]]:
+    """Each time of the shift predicted from the others; the second half of the points after it from the first half."""
+    runs, rows, halves = made(grid, part), [], []
+    shortest = min((len(curve.rates) for curves in runs.values() for curve in curves), default=0)
     names = [name for name in ("early", "middle", "late") if name in runs]
-    for n in range(1, len(names)):
-        for fitted in itertools.combinations(names, n):
-            chosen = [curve.between(first, np.inf) for name in fitted for curve in runs[name]]
-            for name in names:
-                if name not in fitted:
-                    row(f"{' and '.join(fitted)} -> {name}", chosen, mean_of(runs[name]).between(first, np.inf))
+    for share, fitted in [(5, some) for n in (1, 2) for some in itertools.combinations(names, n)] + [(3, names[::2])]:
+        first, cells = shortest // share, {}
+        chosen = [curve.between(first, np.inf) for name in fitted for curve in runs[name]]
+        for name in names:
+            if name not in fitted:
+                cells[name], found = cell(chosen, mean_of(runs[name]).between(first, np.inf))
+        if cells:
+            shown = [cells.get(name, "") for name in ("early", "middle", "late")]
+            values = ", ".join(f"{name} {found.values[name]:.3g}" for name in ("B", "E", "b"))
+            rows.append("| " + " | ".join([grid, part, str(first), " and ".join(fitted), *shown, values]) + " |")
     for name in names:
         half = (runs[name][0].shift + len(runs[name][0].rates)) // 2
-        chosen = [curve.between(first, half) for curve in runs[name]]
-        row(f"{name}, to update {half} -> the rest", chosen, mean_of(runs[name]).between(half + 1, np.inf))
-    return rows
+        chosen = [curve.between(shortest // 5, half) for curve in runs[name]]
+        halves.append(cell(chosen, mean_of(runs[name]).between(half + 1, np.inf))[0])
+    return rows, [f"| {grid} | {part} | {' | '.join(halves)} |"] if len(names) == 3 else []
 
 
 def sorted_run() -> tuple[str, law.Curve, np.ndarray]:
@@ -140,11 +161,11 @@ def sorted_run() -> tuple[str, law.Curve, np.ndarray]:
 
 
 def figure(fresh: dict[str, list[law.Curve]], run: law.Curve, fitted: np.ndarray):
-    """Left: annealing, predicted schedules; middle: a shift, old and new text; right: the sorted run."""
+    """Annealing, predicted schedules; the sorted run; and below a shift of text: losses on the new and on the old."""
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(14, 4.5), layout="constrained")
-    left, middle, right = drawn.subplots(1, 3)
+    drawn = Figure(figsize=(12, 8.5), layout="constrained")
+    (left, right), shifts = drawn.subplots(2, 2)
     e4 = e4_curves("random")
     found = law.fit([curve.between(77, np.inf) for name in ("constant", "cosine") for curve in e4[name]], 0.98)
     for i, (name, curves) in enumerate((e4 | fresh).items()):
@@ -152,27 +173,24 @@ def figure(fresh: dict[str, list[law.Curve]], run: law.Curve, fitted: np.ndarray
         every, colour = np.arange(77, len(mean.rates) + 1), law.COLOURS[i]
         left.plot(mean.updates, mean.losses, "osD^vP*"[i], color=colour, markersize=4, label=name)
         left.plot(every, found.at(mean, every), color=colour)
-    left.set(title="Constant and cosine fitted (lambda 0.98), others predicted", ylabel="held-out loss, nats per token")
-    for part, colour in (("old", law.COLOURS[0]), ("new", law.COLOURS[1])):
+    left.set_title("Constant and cosine fitted (lambda 0.98), others predicted")
+    for part, ax in zip(("new", "old"), shifts, strict=True):
         runs = made("law-shift", part)
-        if "late" not in runs or len(runs) < 2:
-            continue
-        first = min(len(curve.rates) for curves in runs.values() for curve in curves) // 5
-        shifted = law.fit([curve.between(first, np.inf) for curve in runs["late"]])
+        first = min((len(curve.rates) for curves in runs.values() for curve in curves), default=0) // 5
+        some = [curve.between(first, np.inf) for name in ("early", "late") for curve in runs.get(name, [])]
         for i, (name, curves) in enumerate(runs.items()):
             mean = mean_of(curves).between(first, np.inf)
             every = np.arange(first, len(mean.rates) + 1)
-            label = f"{part} text, {name}" + (" (fitted)" if name == "late" else "")
-            middle.plot(mean.updates, mean.losses, "osD"[i], color=colour, markersize=3, label=label)
-            middle.plot(every, shifted.at(mean, every), "-" if name == "late" else "--", color=colour)
-    middle.set_title("A shift: the late one fitted, others predicted")
+            ax.plot(mean.updates, mean.losses, "osD"[i], color=law.COLOURS[i], markersize=4, label=f"{name} shift")
+            ax.plot(every, law.fit(some).at(mean, every), "--" if name == "middle" else "-", color=law.COLOURS[i])
+        ax.set_title(f"{part.title()} text: early and late shift fitted, middle predicted")
     right.plot(run.updates, run.losses, "o", color=law.COLOURS[0], label="sorted in every pass, measured")
     right.plot(run.updates, fitted, color=law.COLOURS[1], label="random's law and the shift's term")
     right.set_title("A sorted run (E4, constant rate)")
-    for ax in (left, middle, right):
-        ax.set_xlabel("update")
+    for ax in (left, right, *shifts):
+        ax.set(xlabel="update", ylabel="held-out loss, nats per token")
         ax.grid(alpha=0.3)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(frameon=False)
     return drawn
 
 
@@ -190,11 +208,15 @@ def tables() -> None:
         lines += annealing_rows(others, curves, name, 77)
     for name, curves in fresh.items():
         lines += annealing_rows(e4["constant"] + e4["cosine"], curves, name, 77)
-    head = ["text", "part", "fitted -> predicted", "mean error", "R2", "at the end", "naive mean", "shift"]
-    lines += ["", "A shift, nats.", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     shifts = [(grid, part) for grid in ("law-shift", "law-sources") for part in ("old", "new")]
-    for grid, part in shifts:
-        lines += shift_rows(grid, part)
+    rows = [shift_rows(grid, part) for grid, part in shifts]
+    for title, head, some in (
+        ("A shift predicted from others: mean error in nats (of the naive prediction), R2.",
+         ["text", "part", "from update", "fitted", "early", "middle", "late", "shift"], [row[0] for row in rows]),
+        ("The second half of the points after a shift, predicted from those before.",
+         ["text", "part", "early", "middle", "late"], [row[1] for row in rows]),
+    ):  # fmt: skip
+        lines += ["", title, "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|", *sum(some, [])]
     told, run, fitted = sorted_run()
     lines += ["", f"E4's sorted run, constant rate, mean of three seeds, from the second pass on: {told}."]
     RESULTS.write_text("\n".join(lines) + "\n")

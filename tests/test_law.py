@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import train
+from experiments import law as experiment
 from flags import get_args as train_args
 from tools import law
 
@@ -145,3 +146,14 @@ def test_wrong_flags_are_answered_in_one_line(wrong, wanted, capsys):
         law.get_args(wrong)
     error = capsys.readouterr().err
     assert wanted in error and error.count("\n") == 1
+
+
+def test_runs_that_are_gone_are_taken_from_the_record_with_the_rates_of_their_flags():
+    runs = experiment.made("law")["wsd, 3 passes"]
+    assert runs and all(len(run.rates) == run.updates[-1] == 231 for run in runs)
+    assert runs[0].rates[:150].tolist() == [2e-3] * 150 and 0 < runs[0].rates[-1] < 1e-4  # wsd: the last fifth falls
+    one = curve("constant", {"L0": 2.0, "A": 1.0, "C": 0.0, "a": 0.5})
+    other = one._replace(updates=one.updates[::2], losses=one.losses[::2] + 1)
+    mean = experiment.mean_of([one, other])
+    assert mean.updates.tolist() == other.updates.tolist()
+    assert mean.losses == pytest.approx(other.losses - 0.5)
