@@ -67,10 +67,12 @@ def test_the_header_says_what_was_read_and_where_the_goal_comes_from(tmp_path, c
 def test_the_recipes_of_the_experiments_keep_their_goal(flags, tmp_path, recipe):
     """The loss of a bigram model on the very text that it counted, which is lower."""
     goals = {}
-    for name, more in (("own", []), ("recipe", [f"--recipe={recipe}"])):
+    for name, more in (("own", []), ("recipe", [f"--recipe={recipe}"]), ("idle", [f"--recipe={recipe}", "--idle"])):
         run(flags, tmp_path / name, "--mode=bcp", "--max-updates=1", *more)
         goals[name] = json.loads((tmp_path / name / "config.json").read_text())["flags"]["goal"]
     assert goals["recipe"] < goals["own"] - 0.3
+    unseen, seen = goals["own"] - 0.5, goals["recipe"]
+    assert goals["idle"] == pytest.approx(seen + (unseen - seen) / 4, abs=0.011)  # each is rounded
 
 
 def test_sentences_are_what_train_puts_in_order_with_split(flags, tmp_path):
