@@ -71,6 +71,7 @@ def test_the_lines_of_code_beside_the_algorithm_stand_in_the_code():
         "e6-answer",
         "e6-facts",
         "e6-text",
+        "e7-scores",
         "chaos",
         "goal",
         "laws",
@@ -129,7 +130,15 @@ def test_the_sentences_of_the_answer_are_those_of_the_results():
              for run in ("random", "bcp, p = 1", "bcp, p = 1, random order")}  # fmt: skip
     clean = [late(run, "toy") for run in recorded("e3-best", "random", ["6", "7", "8", "9", "10"]).values()]
     order = (pairs["bcp, p = 1, random order"] - pairs["bcp, p = 1"]) / (pairs["random"] - pairs["bcp, p = 1"])
+    e7 = json.loads((ROOT / "results" / "e7-scores.json").read_text())
+    plain, idle = e7["e7"]["random, 2e-3"].values(), e7["e7"]["recipe and idle, 4e-3"].values()
+    best, end = (statistics.fmean(one[at]["loss"] for one in plain) for at in ("best", "end"))
+    stopped = min(statistics.fmean(one["end"]["loss"] for one in e7["e7-size"][f"random gives up {p} % (8)"].values())
+                  for p in (5, 10, 20))  # fmt: skip
     sentences = [
+        f"overfits from {best:.2f} nats to {end:.2f}, and",
+        f"stops by itself at {statistics.fmean(one['end']['loss'] for one in idle):.2f}",
+        f"to be stopped in time ends at {stopped:.2f} or more",
         f"plain training has {last['random']:.0f} % of the minimal pairs, "
         f"p = 1 has {last[answers.PAPER]:.0f} % in random order "
         f"and {last['bcp, p = 1']:.0f} % sorted, and p = 2 has {last['bcp, p = 2, random order']:.0f} %",
