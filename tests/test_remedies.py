@@ -49,7 +49,7 @@ def check_reference(flags, tmp_path, more, step) -> None:
     expected, losses = reference(flags, tmp_path / "again", more, 6, step)
     assert [u["loss"] for u in updates] == pytest.approx(losses, abs=1e-4)
     for name, w in weights(tmp_path / "run").items():
-        torch.testing.assert_close(w, expected[name].detach(), atol=2e-5, rtol=1e-3)
+        torch.testing.assert_close(w, expected[name].detach(), atol=1e-4, rtol=1e-3)  # of steps of 0.003
 
 
 def test_alpha_on_the_rate_scales_the_step_and_not_the_decay(flags, tmp_path):
