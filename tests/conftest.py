@@ -26,6 +26,14 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture
+def double():
+    """Weights of 64 bits: AdamW makes a step of what rounding leaves of a gradient, and each processor rounds its way."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def shared() -> Path:
     """The folder with real text and real evaluation files that lies beside a development checkout."""
     if not SHARED.is_dir():
