@@ -106,7 +106,7 @@ def main() -> int | None:
     for run, seeds in json.loads(grid.read_text())["results"].items():
         for seed in seeds:
             if seed not in kept.setdefault(run, {}):
-                kept[run][seed] = score(compare.folder("dual", run, seed))
+                kept[run][seed] = compare.rounded(score(compare.folder("dual", run, seed)))
                 compare.keep(FILE, kept)
     FILE.with_suffix(".md").write_text(table(kept))
     print(table(kept))

@@ -29,7 +29,7 @@ from experiments.goal import BOOKS
 from flags import new_parser
 from machine import pick_device
 from tasks import Encoder
-from tools import compare, law
+from tools import compare
 
 DATA, FILE = Path("data/e7"), Path("results/e7-scores.json")
 SIZES, GIVEN_UP = (4, 8, 16, 32), (5, 10, 20)  # batches to train on; percent of the text
@@ -130,7 +130,7 @@ def table(runs: dict[str, dict[str, dict]]) -> str:
     for run, seeds in runs.items():
         cells = [compare.spread([one[at].get(what) for one in seeds.values()], digits) for at, what, digits in columns]
         own = {seed: one["end"]["loss"] for seed, one in seeds.items()}
-        rows.append(f"| {run} | {' | '.join(cells)} | {compare.paired(*against(own, oracle), 3)} |")
+        rows.append(f"| {run} | {' | '.join(cells)} | {compare.paired(*compare.in_common(own, oracle, float), 3)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -138,12 +138,6 @@ def ends(kept: dict[str, dict], run: str, what: str = "loss") -> dict[str, float
     """Seed -> held-out loss of a run of e7-size.toml, or of e7.toml's form of it, where it ended."""
     seeds = kept["e7"].get(IN_E7.get(run)) or kept["e7-size"].get(run, {})
     return {seed: one["end"][what] for seed, one in seeds.items()}
-
-
-def against(own: dict[str, float], other: dict[str, float]) -> tuple[list[float], list[float]]:
-    """The two, over the seeds that both have."""
-    both = [seed for seed in own if seed in other]
-    return [own[seed] for seed in both], [other[seed] for seed in both]
 
 
 def sizes(kept: dict[str, dict]) -> tuple[list[str], str]:
@@ -159,10 +153,13 @@ def sizes(kept: dict[str, dict]) -> tuple[list[str], str]:
         losses = [ends(kept, own), ends(kept, FIRST.format(text)), oracle, *(ends(kept, rival) for rival in rivals)]
         best = min(rivals, key=lambda rival: np.mean(list(ends(kept, rival).values())))
         cells = [compare.spread(list(one.values()), 3) for one in losses]
-        cells += [compare.paired(*against(losses[0], other), 3) for other in (oracle, ends(kept, best))]
+        cells += [
+            compare.paired(*compare.in_common(losses[0], other, float), 3) for other in (oracle, ends(kept, best))
+        ]
         for what, digits in (("worst", 2), ("pairs", 1)):
             if text != "books" or what != "pairs":
-                cells += [compare.paired(*against(ends(kept, own, what), ends(kept, best, what)), digits)]
+                two = compare.in_common(ends(kept, own, what), ends(kept, best, what), float)
+                cells += [compare.paired(*two, digits)]
         cells += [""] * (text == "books")
         rows.append(f"| {f'{text} batches' if text != 'books' else 'four books'} | {' | '.join(cells)} |")
     return found, "\n".join(rows) + "\n"
@@ -182,7 +179,7 @@ def draw(runs: dict[str, dict[str, dict]], file: Path) -> None:
         for i, (name, seeds) in enumerate(lines.items()):
             updates = [int(update) for update in next(iter(seeds.values()))["losses"]]
             means = np.mean([list(one["losses"].values()) for one in seeds.values()], axis=0)
-            ax.plot(updates, means, "osD^"[i], ls="-", color=law.COLOURS[i], markersize=4, label=name)
+            ax.plot(updates, means, "osD^"[i], ls="-", color=compare.COLOURS[i + 1], markersize=4, label=name)
         ax.set(title=f"learning rate {rate}", xlabel="update")
         ax.grid(alpha=0.3)
     panels[0].set_ylabel("held-out loss, nats per token")
@@ -201,8 +198,8 @@ def draw_sizes(kept: dict[str, dict], texts: list[str], file: Path) -> None:
     for i, (name, run) in enumerate(runs.items()):
         for x, text in enumerate(texts):
             oracle = {seed: one["best"]["loss"] for seed, one in kept["e7-size"][f"random ({text})"].items()}
-            gap, half, _ = compare.difference(*against(ends(kept, run.format(text)), oracle))
-            look = {"fmt": "osD^"[i], "color": law.COLOURS[i], "capsize": 3, "label": name if not x else None}
+            gap, half, _ = compare.difference(*compare.in_common(ends(kept, run.format(text)), oracle, float))
+            look = {"fmt": "osD^"[i], "color": compare.COLOURS[i + 1], "capsize": 3, "label": name if not x else None}
             ax.errorbar(x + 0.12 * (i - 1.5), gap, yerr=None if np.isnan(half) else half, **look)
     ax.axhline(0, color="black", linewidth=1)
     ax.set_xticks(range(len(texts)), [f"{text} batches" if text != "books" else "four books" for text in texts])
@@ -230,7 +227,7 @@ def main() -> None:
         for run, seeds in json.loads(made.read_text())["results"].items() if made.exists() else ():
             for seed in seeds:  # seed 11 only chooses
                 if seed != "11" and seed not in kept.setdefault(grid, {}).setdefault(run, {}):
-                    kept[grid][run][seed] = score(compare.folder(grid, run, seed))
+                    kept[grid][run][seed] = compare.rounded(score(compare.folder(grid, run, seed)))
                     compare.keep(FILE, kept)
     import matplotlib
 

@@ -171,7 +171,7 @@ def main() -> int | None:
     for run, seeds in json.loads(made.read_text())["results"].items() if made.exists() else ():
         for seed in seeds:
             if seed not in kept.setdefault(run, {}):
-                kept[run][seed] = score(compare.folder("e9", run, seed))
+                kept[run][seed] = compare.rounded(score(compare.folder("e9", run, seed)))
                 compare.keep(FILE, kept)
     kept = {run: seeds for run, seeds in kept.items() if seeds}
     FILE.with_suffix(".md").write_text(table(kept))

@@ -27,7 +27,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 @pytest.fixture
 def double():
-    """Weights of 64 bits: AdamW makes a step of what rounding leaves of a gradient, and each processor rounds its way."""
+    """Weights of 64 bits: AdamW makes a step of what rounding leaves of a gradient, and processors differ."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
