@@ -37,21 +37,30 @@ def excerpts(source: Path, words: int = 500) -> list[list[str]]:
     return pieces
 
 
+def parts(pieces: list[list[str]], n: int, held_out: int) -> tuple[list[list[str]], list[list[str]]]:
+    """`n` pieces to train on, and `held_out` words, without the lines that are also trained on; both evenly spaced."""
+    aside = np.linspace(0, len(pieces) - 1, held_out // 500).astype(int)
+    rest = np.setdiff1d(np.arange(len(pieces)), aside)
+    train = [pieces[i] for i in rest[np.linspace(0, len(rest) - 1, min(n, len(rest))).astype(int)]]
+    known = {line for piece in train for line in piece}
+    return train, [[line for line in pieces[i] if line not in known] for i in aside]
+
+
+def write(file: Path, pieces: list[list[str]]) -> None:
+    """Each piece a document."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n\n".join("\n".join(piece) for piece in pieces) + "\n", encoding="utf-8", newline="")
+    print(f"{file}: {sum(len(line.split()) for piece in pieces for line in piece):,} words")
+
+
 def prepare(corpus: Path, part: Path, words: int, held_out: int) -> None:
     """part/train/<source>.txt, as large a share of each source, and part/held-out/<source>.txt, equally large."""
     sources = {folder.name: excerpts(folder) for folder in sorted(corpus.iterdir()) if folder.is_dir()}
     share = words / 500 / sum(map(len, sources.values()))
     for name, pieces in sources.items():
-        aside = np.linspace(0, len(pieces) - 1, held_out // 500).astype(int)
-        rest = np.setdiff1d(np.arange(len(pieces)), aside)
-        chosen = rest[np.linspace(0, len(rest) - 1, min(round(share * len(pieces)), len(rest))).astype(int)]
-        known = {line for i in chosen for line in pieces[i]}
-        for folder, some in (("train", chosen), ("held-out", aside)):
-            file = part / folder / f"{name}.txt"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lines = [[line for line in pieces[i] if folder == "train" or line not in known] for i in some]
-            file.write_text("\n\n".join("\n".join(piece) for piece in lines) + "\n")
-            print(f"{file}: {sum(len(line.split()) for piece in lines for line in piece):,} words")
+        train, aside = parts(pieces, round(share * len(pieces)), held_out)
+        write(part / "train" / f"{name}.txt", train)
+        write(part / "held-out" / f"{name}.txt", aside)
 
 
 def loss_by_source(run: Path, part: Path) -> dict[str, float]:

@@ -40,18 +40,10 @@ PASSES = {"once": 1, "thrice": 3}
 def prepare(corpus: Path, words: int, held_out: int) -> None:
     """Write data/e9/text/*, the prepared folders data/e9/once and /thrice, and data/e9/held-out/<stage>.txt."""
     for stage, source in SOURCES.items():
-        pieces = e5.excerpts(corpus / source)
-        aside = np.linspace(0, len(pieces) - 1, held_out // 500).astype(int)
-        rest = np.setdiff1d(np.arange(len(pieces)), aside)
-        chosen = rest[np.linspace(0, len(rest) - 1, min(words // 500, len(rest))).astype(int)]
-        known = {line for i in chosen for line in pieces[i]}
-        texts = {DATA / "text" / name / stage / f"{source}.txt": n * ["\n".join(pieces[i]) for i in chosen]
-                 for name, n in PASSES.items()}  # fmt: skip
-        aside_text = ["\n".join(line for line in pieces[i] if line not in known) for i in aside]
-        for file, documents in (texts | {DATA / "held-out" / f"{stage}.txt": aside_text}).items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("\n\n".join(documents) + "\n", encoding="utf-8", newline="")
-            print(f"{file}: {sum(len(document.split()) for document in documents):,} words")
+        train, aside = e5.parts(e5.excerpts(corpus / source), words // 500, held_out)
+        for name, n in PASSES.items():
+            e5.write(DATA / "text" / name / stage / f"{source}.txt", n * train)
+        e5.write(DATA / "held-out" / f"{stage}.txt", aside)
     for name in PASSES:
         cached = data.prepare(str(DATA / "text" / name), DATA / "cache", propose=2048, val_share=0.02, quiet=True)
         if not (DATA / name).exists():
