@@ -5,7 +5,7 @@
     python -m experiments.e5 score ../shared/data/eval          # what they reached: results/e5-tasks.json and .md
 
 Sources are cut into excerpts of some 500 words, and both parts are evenly spaced among them. With --name=e5-gpu they,
-the runs and the results are those of e5-gpu.sh.
+the runs and the results are those of e5-gpu.sh, with --name=e10 those of e10.toml.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from machine import pick_device
 from tasks import Encoder
 from tools import compare
 
-TASKS = ("blimp", "blimp_supplement")
+TASKS = {"blimp": "BLiMP", "blimp_supplement": "supplement", "entity_tracking": "entity tracking"}
 
 
 def excerpts(source: Path, words: int = 500) -> list[list[str]]:
@@ -74,32 +74,39 @@ def loss_by_source(run: Path, part: Path) -> dict[str, float]:
     return losses
 
 
-def score(tasks: Path, name: str, items: int | None) -> None:
+def score(folder: Path, name: str, tasks: list[str], untrained: int, items: int | None) -> None:
     """Score those runs in results/<name>.json that have not been, and write results/<name>-tasks.json and .md."""
     runs = json.loads(Path(f"results/{name}.json").read_text())["results"]
     file = Path(f"results/{name}-tasks.json")
     kept = json.loads(file.read_text()) if file.exists() else {}
     for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds if seed not in kept.get(run, {})):
-        folder = compare.folder(name, run, seed)
-        flags = [str(folder), f"--data={tasks}", "--task", *TASKS, *([f"--items={items}"] if items else [])]
-        evaluate.main(evaluate.get_args(flags))
-        scores = {task: json.loads((folder / f"eval-{task}.json").read_text())["scores"][0]["score"] for task in TASKS}
-        kept.setdefault(run, {})[seed] = {"loss": loss_by_source(folder, Path("data") / name), **scores}
+        out = compare.folder(name, run, seed)
+        flags = [str(out), f"--data={folder}", "--task", *tasks, f"--untrained={untrained}"]
+        evaluate.main(evaluate.get_args([*flags, *([f"--items={items}"] if items else [])]))
+        scores = {task: json.loads((out / f"eval-{task}.json").read_text())["scores"][0] for task in tasks}
+        one = {"loss": loss_by_source(out, Path("data") / name)} | {task: row["score"] for task, row in scores.items()}
+        if untrained:
+            one["untrained"] = {task: row["untrained"] for task, row in scores.items()}
+        kept.setdefault(run, {})[seed] = one
         compare.keep(file, kept)
     file.with_suffix(".md").write_text(table({run: kept[run] for run in runs if run in kept}))
     print("\n" + file.with_suffix(".md").read_text())
 
 
 def table(kept: dict[str, dict[str, dict]]) -> str:
-    """Markdown: a row per run, mean and standard error over its seeds."""
-    sources = list(next(iter(next(iter(kept.values())).values()))["loss"])
-    head = ["run", *(source.replace("_", " ") for source in sources), "mean, nats per token", "BLiMP", "supplement"]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    """Markdown: a row per run, mean and standard error over its seeds; then untrained models, mean and range."""
+    first = next(iter(next(iter(kept.values())).values()))
+    sources, tasks = list(first["loss"]), [task for task in TASKS if task in first]
+    head = ["run", *(source.replace("_", " ") for source in sources), "mean, nats per token"]
+    rows = ["| " + " | ".join(head + [TASKS[task] for task in tasks]) + " |", "|---" * (len(head) + len(tasks)) + "|"]
     for run, seeds in kept.items():
         cells = [compare.spread([one["loss"][source] for one in seeds.values()], 2) for source in sources]
         cells += [compare.spread([statistics.fmean(one["loss"].values()) for one in seeds.values()], 2)]
-        cells += [compare.spread([one[task] for one in seeds.values()], 1) for task in TASKS]
+        cells += [compare.spread([one[task] for one in seeds.values()], 1) for task in tasks]
         rows.append(f"| {run} | {' | '.join(cells)} |")
+    if bands := first.get("untrained"):
+        cells = [f"{statistics.fmean(b):.1f} ({min(b):.1f} to {max(b):.1f})" for b in (bands[task] for task in tasks)]
+        rows.append(f"| {len(bands[tasks[0]])} untrained models | {' | '.join([''] * len(head[1:]) + cells)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -116,7 +123,10 @@ def main() -> None:
     one.add_argument("--words", type=int, default=150_000, help="to train on, at most (default: 150000)")
     one.add_argument("--held-out", type=int, default=3000, help="words of each source (default: 3000)")
     two = what.add_parser("score", help="score the finished runs", usage=argparse.SUPPRESS)
-    two.add_argument("eval", type=Path, help="folder with the folders blimp and blimp_supplement")
+    two.add_argument("eval", type=Path, help="folder with a folder for each task")
+    usual = list(TASKS)[:2]
+    two.add_argument("--task", nargs="+", choices=TASKS, default=usual, help=f"(default: {' '.join(usual)})")
+    two.add_argument("--untrained", type=int, default=0, help="score so many untrained models too (default: 0)")
     two.add_argument("--items", type=int, help="of each task, evenly taken (default: all)")
     for some in (one, two):
         some.add_argument("--name", default="e5", help="of data/NAME, out/NAME and results/NAME-* (default: e5)")
@@ -126,7 +136,7 @@ def main() -> None:
     if args.what == "prepare":
         prepare(args.corpus, Path("data") / args.name, args.words, args.held_out)
     else:
-        score(args.eval, args.name, args.items)
+        score(args.eval, args.name, args.task, args.untrained, args.items)
 
 
 if __name__ == "__main__":

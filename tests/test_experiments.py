@@ -79,11 +79,14 @@ def test_finished_runs_are_scored_once(sources, tmp_path, eval_files, monkeypatc
     results.parent.mkdir()
     results.write_text('{"results": {"random": {"0": {}}}}')  # the other one has not ended yet
 
-    e5.score(Path("eval"), "e5", None)
+    tasks = ["blimp", "blimp_supplement"]
+    e5.score(Path("eval"), "e5", tasks, untrained=2, items=None)
     kept = json.loads(Path("results/e5-tasks.json").read_text())
     assert list(kept["random"]) == ["0"] and set(kept["random"]["0"]["loss"]) == {"low", "high"}
-    own = json.loads(Path("out/e5/random-s0/eval-blimp.json").read_text())["scores"][0]["score"]
-    assert kept["random"]["0"]["blimp"] == pytest.approx(own, abs=1e-3)
+    own = json.loads(Path("out/e5/random-s0/eval-blimp.json").read_text())["scores"][0]
+    assert kept["random"]["0"]["blimp"] == pytest.approx(own["score"], abs=1e-3)
+    bands = kept["random"]["0"]["untrained"]
+    assert set(bands) == set(tasks) and bands["blimp"] == own["untrained"] and len(own["untrained"]) == 2
 
     model, tokenizer, _ = evaluate.load_run(Path("out/e5/random-s0"), torch.device("cpu"))
     total = count = 0
@@ -97,11 +100,13 @@ def test_finished_runs_are_scored_once(sources, tmp_path, eval_files, monkeypatc
 
     results.write_text('{"results": {"random": {"0": {}, "1": {}}}}')
     capsys.readouterr()
-    e5.score(Path("eval"), "e5", None)
+    e5.score(Path("eval"), "e5", tasks, untrained=2, items=None)
     said = capsys.readouterr().out
     assert "random-s1" in said and "random-s0" not in said  # no second time
     table = Path("results/e5-tasks.md").read_text()
-    assert table.count("\n") == 3 and "| random | " in table and "±" in table
+    assert table.count("\n") == 4 and "| random | " in table and "±" in table
+    low, high = min(bands["blimp"]), max(bands["blimp"])
+    assert f"| 2 untrained models |  |  |  | {(low + high) / 2:.1f} ({low:.1f} to {high:.1f}) |" in table
 
 
 @pytest.fixture
