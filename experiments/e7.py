@@ -181,10 +181,9 @@ def draw(runs: dict[str, dict[str, dict]], file: Path) -> None:
             means = np.mean([list(one["losses"].values()) for one in seeds.values()], axis=0)
             ax.plot(updates, means, "osD^"[i], ls="-", color=compare.COLOURS[i + 1], markersize=4, label=name)
         ax.set(title=f"learning rate {rate}", xlabel="update")
-        ax.grid(alpha=0.3)
     panels[0].set_ylabel("held-out loss, nats per token")
     panels[-1].legend(frameon=False)
-    save(figure, file)
+    compare.save(figure, file)
 
 
 def draw_sizes(kept: dict[str, dict], texts: list[str], file: Path) -> None:
@@ -204,14 +203,8 @@ def draw_sizes(kept: dict[str, dict], texts: list[str], file: Path) -> None:
     ax.axhline(0, color="black", linewidth=1)
     ax.set_xticks(range(len(texts)), [f"{text} batches" if text != "books" else "four books" for text in texts])
     ax.set(ylabel="held-out loss against random\nstopped by an oracle, nats", xlabel="text to train on")
-    ax.grid(axis="y", alpha=0.3)
     ax.legend(frameon=False)
-    save(figure, file.with_name("e7-size"))
-
-
-def save(figure, file: Path) -> None:
-    figure.savefig(file.with_suffix(".png"), dpi=110)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    compare.save(figure, file.with_name("e7-size"))
 
 
 def main() -> None:
@@ -231,7 +224,7 @@ def main() -> None:
                     compare.keep(FILE, kept)
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "bcp"}):
+    with matplotlib.rc_context(compare.LOOK):
         draw(kept["e7"], FILE.with_name("e7-rates"))
         told = table({**kept["e7"], **kept.get("e7-goal", {})})
         if kept.get("e7-size"):

@@ -131,7 +131,7 @@ def draw(kept: dict[str, dict[str, dict]], file: Path) -> None:
     methods: dict[str, list[str]] = {}
     for run in kept:
         methods.setdefault(run.partition(",")[0], []).append(run)
-    with matplotlib.rc_context({"svg.hashsalt": "bcp", "axes.grid": True, "grid.alpha": 0.3, "font.size": 11}):
+    with matplotlib.rc_context(compare.LOOK):
         figure = Figure(figsize=(11, 5), layout="constrained")
         for ax, stage in zip(figure.subplots(1, 2), list(SOURCES)[1:], strict=True):
             for i, (method, runs) in enumerate(methods.items()):
@@ -142,8 +142,7 @@ def draw(kept: dict[str, dict[str, dict]], file: Path) -> None:
             ax.set(xlabel=f"loss on {stage[2:]}, the new source, nats per token", title=f"after {stage[2:]}",
                    ylabel="loss on the sources before it")  # fmt: skip
         figure.axes[-1].legend(frameon=False, title="lower left is better")
-        for kind in ("png", "svg"):
-            figure.savefig(file.with_suffix(f".{kind}"), dpi=110, metadata={"Date": None} if kind == "svg" else None)
+        compare.save(figure, file)
 
 
 def main() -> int | None:

@@ -27,7 +27,7 @@ import evaluate
 import flags
 import toy
 import train
-from experiments import dual, e5, e7, e9, stages
+from experiments import dual, e5, e7, e8, e9, stages
 from tools import bench
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,6 +200,13 @@ def test_the_gpu_script_says_what_is_missing(tmp_path):
     status, error = run("prepare")
     assert status and "CORPUS is missing" in error
     assert run("run", str(tmp_path)) == (1, "e5-gpu.sh: no GPU was found\n")
+
+
+def test_how_wide_a_range_of_rates_is_good():
+    rates = [1e-3, 4e-3, 1.6e-2]
+    factor, ends = e8.width(rates, [3.0, 2.5, 3.0])  # a fifth of the way on both sides
+    assert factor == pytest.approx(4**0.4, rel=0.02) and not ends
+    assert e8.width(rates, [2.5, 2.55, 3.5]) == (pytest.approx(4 ** (1 + 0.05 / 0.95), rel=0.02), True)
 
 
 @pytest.mark.parametrize("mode", ["random", "curriculum-repeat", "bcp-1", "bcp-2"])

@@ -46,6 +46,7 @@ import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 try:
     import checkpoint
@@ -59,6 +60,7 @@ except ModuleNotFoundError:
 ROOT = Path(__file__).resolve().parents[1]
 # Safe for the colour-blind (Okabe and Ito 2008).
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LOOK = {"svg.hashsalt": "bcp", "axes.grid": True, "grid.alpha": 0.3, "font.size": 11}  # of figures
 SCIPY = importlib.util.find_spec("scipy") is not None
 # What an evaluation has: its name in a table, and its digits there.
 MEASURES = {"toy": ("minimal pairs, %", 1), "val_loss": ("validation loss, nats", 2)}
@@ -260,6 +262,12 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def save(figure: Any, file: Path) -> None:
+    """A figure of matplotlib as .png and .svg; the same runs make the same file, inside of LOOK."""
+    for kind in ("png", "svg"):
+        figure.savefig(file.with_suffix(f".{kind}"), dpi=120, metadata={"Date": None} if kind == "svg" else None)
+
+
 def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> None:
     """Differences from the reference over whole passes, of means of weights too, and their 95 % intervals.
 
@@ -274,7 +282,7 @@ def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> Non
     measures, others = measured(results), [name for name in results if name != reference and results[name]]
     runs = [run for seeds in results.values() for run in seeds.values()]
     means = [None, *dict.fromkeys(mean for run in runs for mean in run.get("averaged") or ())]
-    with matplotlib.rc_context({"svg.hashsalt": "bcp", "axes.grid": True, "grid.alpha": 0.3, "font.size": 11}):
+    with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(9, 1.6 + (0.2 + 0.12 * len(means)) * len(others)), layout="constrained")
         for ax, measure in zip(figure.subplots(1, len(measures), sharey=True, squeeze=False)[0], measures, strict=True):
             (unit, digits), unseen = MEASURES[measure], 10 ** -MEASURES[measure][1]
@@ -296,8 +304,7 @@ def draw(results: dict[str, dict[str, dict]], reference: str, file: Path) -> Non
             ax.set_xlabel(f"{unit}: difference from\n{textwrap.fill(reference, 30)} ({level})", parse_math=False)
         shown = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True)) if means[1:] else {}
         figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, frameon=False)
-        for kind in ("png", "svg"):  # the same runs make the same file
-            figure.savefig(file.with_suffix(f".{kind}"), dpi=120, metadata={"Date": None} if kind == "svg" else None)
+        save(figure, file)
 
 
 def read_grid(file: Path, quick: bool) -> tuple[str, dict, dict[tuple[str, str], list[str]]]:
