@@ -84,16 +84,15 @@ def score(out: Path) -> dict[str, float]:
 
 def table(kept: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown: a row per run, mean and standard error over seeds; then the paired differences from the first one."""
-    rows = ["| run | " + " | ".join(COLUMNS.values()) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    rows, first = [], next(iter(kept))
     for run, seeds in kept.items():
-        cells = [compare.spread([one[key] for one in seeds.values()], 3) for key in COLUMNS]
-        rows.append(f"| {run} | {' | '.join(cells)} |")
-    first = next(iter(kept))
+        rows.append([run, *(compare.spread([one[key] for one in seeds.values()], 3) for key in COLUMNS)])
     for run in list(kept)[1:]:
-        cells = [compare.paired(*compare.in_common(kept[run], kept[first], lambda one, key=key: one[key]), 3)
-                 for key in COLUMNS]  # fmt: skip
-        rows.append(f"| {run}, against {first} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        rows.append([f"{run}, against {first}"])
+        for key in COLUMNS:
+            two = compare.in_common(kept[run], kept[first], lambda one, key=key: one[key])
+            rows[-1].append(compare.tested(*two, 3))
+    return compare.markdown(["run", *COLUMNS.values()], rows)
 
 
 def main() -> int | None:

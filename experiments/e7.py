@@ -125,13 +125,12 @@ def table(runs: dict[str, dict[str, dict]]) -> str:
     columns = [("end", "loss", 3), ("end", "worst", 2), ("end", "pairs", 1), ("best", "loss", 3), ("best", "update", 0)]
     head = ["run", "held-out loss at the end, nats", "worst tenth", "minimal pairs, %", "at best", "at update"]
     head += [f"end against the best of {ORACLE}"]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    oracle = {seed: one["best"]["loss"] for seed, one in runs.get(ORACLE, {}).items()}
+    rows, oracle = [], {seed: one["best"]["loss"] for seed, one in runs.get(ORACLE, {}).items()}
     for run, seeds in runs.items():
         cells = [compare.spread([one[at].get(what) for one in seeds.values()], digits) for at, what, digits in columns]
         own = {seed: one["end"]["loss"] for seed, one in seeds.items()}
-        rows.append(f"| {run} | {' | '.join(cells)} | {compare.paired(*compare.in_common(own, oracle, float), 3)} |")
-    return "\n".join(rows) + "\n"
+        rows.append([run, *cells, compare.tested(*compare.in_common(own, oracle, float), 3)])
+    return compare.markdown(head, rows)
 
 
 def ends(kept: dict[str, dict], run: str, what: str = "loss") -> dict[str, float]:
@@ -146,23 +145,22 @@ def sizes(kept: dict[str, dict]) -> tuple[list[str], str]:
     head = ["text", "recipe and idle", "by the first rule", "random, stopped by an oracle"]
     head += [f"gives up {p} %" for p in GIVEN_UP] + ["recipe and idle against the oracle"]
     head += ["against the best that gives up text", "worst tenth", "minimal pairs"]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for text in found:
         own, rivals = OWN.format(text), [f"random gives up {p} % ({text})" for p in GIVEN_UP]
         oracle = {seed: one["best"]["loss"] for seed, one in kept["e7-size"][f"random ({text})"].items()}
         losses = [ends(kept, own), ends(kept, FIRST.format(text)), oracle, *(ends(kept, rival) for rival in rivals)]
         best = min(rivals, key=lambda rival: np.mean(list(ends(kept, rival).values())))
         cells = [compare.spread(list(one.values()), 3) for one in losses]
-        cells += [
-            compare.paired(*compare.in_common(losses[0], other, float), 3) for other in (oracle, ends(kept, best))
-        ]
+        cells += [compare.tested(*compare.in_common(losses[0], one, float), 3) for one in (oracle, ends(kept, best))]
         for what, digits in (("worst", 2), ("pairs", 1)):
-            if text != "books" or what != "pairs":
+            if (text, what) == ("books", "pairs"):
+                cells.append("")
+            else:
                 two = compare.in_common(ends(kept, own, what), ends(kept, best, what), float)
-                cells += [compare.paired(*two, digits)]
-        cells += [""] * (text == "books")
-        rows.append(f"| {f'{text} batches' if text != 'books' else 'four books'} | {' | '.join(cells)} |")
-    return found, "\n".join(rows) + "\n"
+                cells.append(compare.tested(*two, digits))
+        rows.append([f"{text} batches" if text != "books" else "four books", *cells])
+    return found, compare.markdown(head, rows)
 
 
 def draw(runs: dict[str, dict[str, dict]], file: Path) -> None:

@@ -47,26 +47,18 @@ def table(results: dict[str, dict[str, dict]]) -> str:
     """Markdown: a row per rate of `random`, with the matched runs of the others; then how wide each range is."""
     head = ["rate of random", "random, nats", "BCP at four times it", "against random", "pairs, points"]
     head += ["repetition", "against random", "pairs, points"]
-    rows, ps = [head, ["---"] * len(head)], []
+    rows = []
     for rates in zip(*METHODS.values(), strict=True):
         base, *others = (results[f"{method}, {rate}"] for method, rate in zip(METHODS, rates, strict=True))
-        row = [rates[0], compare.spread([loss(run) for run in base.values()], 3)]
+        rows.append([rates[0], compare.spread([loss(run) for run in base.values()], 3)])
         for own in others:
-            row.append(compare.spread([loss(run) for run in own.values()], 3))
-            for value, digits in ((loss, 3), (pairs, 1)):
-                two = compare.in_common(own, base, value)
-                ps.append(compare.difference(*two)[2])
-                row.append((compare.paired(*two, digits), ps[-1]))
-        rows.append(row)
-    limit = compare.holm(ps)
-    for row in rows:
-        row[:] = [one if type(one) is str else one[0] + " *" * (one[1] <= limit) for one in row]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", f"{len(ps)} comparisons; *: the {sum(p <= limit for p in ps)} that survive Holm's correction."]
+            rows[-1].append(compare.spread([loss(run) for run in own.values()], 3))
+            rows[-1] += [
+                compare.tested(*compare.in_common(own, base, value), n) for value, n in ((loss, 3), (pairs, 1))
+            ]
     wide = {method: width([float(rate) for rate in METHODS[method]], means(results, method)) for method in METHODS}
     told = ", ".join(f"{method} {'at least ' * ends}{factor:.0f}" for method, (factor, ends) in wide.items())
-    lines += ["", f"Rates within 0.1 nats of a method's best span a factor of: {told}."]
-    return "\n".join(lines) + "\n"
+    return compare.markdown(head, rows) + f"\nRates within 0.1 nats of a method's best span a factor of: {told}.\n"
 
 
 def draw(results: dict[str, dict[str, dict]]) -> None:

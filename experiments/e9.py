@@ -110,17 +110,36 @@ def old_and_new(run: dict[str, dict], stage: str) -> tuple[float, float]:
     return statistics.fmean(losses[name] for name in before), losses[stage]
 
 
+def beyond(kept: dict[str, dict[str, dict]], run: str, stage: str) -> list[float]:
+    """By seed, how much more a run has lost of what is past than plain training at a rate with the same new loss.
+
+    Between its rates plain training's losses are interpolated, over those that no other rate is better than in both;
+    outside of them the nearest one counts.
+    """
+    gaps = []
+    for seed, one in kept[run].items():
+        rates = [kept[name][seed] for name in kept if name.startswith("plain") and seed in kept[name]]
+        plain = [old_and_new(rate, stage) for rate in rates]
+        best = [(old, new) for old, new in plain if not any(o < old and n < new for o, n in plain)]
+        if best:
+            olds, news = zip(*sorted(best, key=lambda point: point[1]), strict=True)
+            old, new = old_and_new(one, stage)
+            gaps.append(old - float(np.interp(new, news, olds)))
+    return gaps
+
+
 def table(kept: dict[str, dict[str, dict]]) -> str:
     """Markdown: a row per run; the loss on what is past and on the new source, after the second and the third."""
-    later = list(SOURCES)[1:]
-    heads = [f"after {stage[2:]}: {what}" for stage in later for what in ("past, nats", "new, nats")]
-    rows = ["| run | seeds | updates | " + " | ".join(heads) + " |", "|---" * (3 + len(heads)) + "|"]
+    later, rows = list(SOURCES)[1:], []
+    heads = [f"after {stage[2:]}: {what}" for stage in later for what in ("past, nats", "new, nats", "against plain")]
     for run, seeds in kept.items():
-        cells = [compare.spread([old_and_new(one, stage)[i] for one in seeds.values()], 2)
-                 for stage in later for i in (0, 1)]  # fmt: skip
         updates = statistics.fmean(one[later[-1]]["update"] for one in seeds.values())
-        rows.append(f"| {run} | {len(seeds)} | {updates:.0f} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+        rows.append([run, str(len(seeds)), f"{updates:.0f}"])
+        for stage in later:
+            rows[-1] += [compare.spread([old_and_new(one, stage)[i] for one in seeds.values()], 2) for i in (0, 1)]
+            gaps = [] if run.startswith("plain") else beyond(kept, run, stage)
+            rows[-1].append(compare.tested(gaps, [0.0] * len(gaps), 2) if gaps else "")
+    return compare.markdown(["run", "seeds", "updates", *heads], rows)
 
 
 def draw(kept: dict[str, dict[str, dict]], file: Path) -> None:

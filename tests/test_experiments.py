@@ -267,7 +267,19 @@ def test_one_source_comes_after_another_and_each_may_have_one_anchor(sources, tm
     low, high = (found[stage]["losses"] for stage in ("1-low", "2-high"))
     assert low["1-low"] < low["2-high"] and high["2-high"] < low["2-high"] and high["1-low"] > low["1-low"]
     past, new = e9.old_and_new(found, "2-high")
-    assert f"| L2 | 1 | {config['batches']} | {past:.2f} | {new:.2f} |" in e9.table({"L2": {"0": found}})
+    assert f"| L2 | 1 | {config['batches']} | {past:.2f} | {new:.2f} |  |" in e9.table({"L2": {"0": found}})
+
+    def after(past: float, new: float) -> dict:
+        return {"0": {"1-low": None, "2-high": {"update": 9, "losses": {"1-low": past, "2-high": new}}}}
+
+    kept = {
+        "plain, 1": after(4.0, 6.0),
+        "plain, 2": after(5.0, 5.0),
+        "plain, 3": after(5.5, 5.5),
+        "BCP": after(4.4, 5.5),
+    }
+    assert e9.beyond(kept, "BCP", "2-high") == [pytest.approx(-0.1)]  # halfway between the two rates that count: 4.5
+    assert e9.beyond(kept | {"BCP": after(4.4, 7.0)}, "BCP", "2-high") == [pytest.approx(0.4)]
 
 
 def test_a_block_above_the_goal_weighs_more_in_every_pass(tmp_path, cache, monkeypatch):

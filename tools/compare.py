@@ -198,6 +198,12 @@ def paired(values: list[float | None], reference: list[float | None], digits: in
     return f"{mean:+.{digits}f}{interval}"
 
 
+def tested(values: list[float | None], reference: list[float | None], digits: int) -> tuple[str, float]:
+    """What `paired` says, and its p: a cell of `markdown`."""
+    known = len(values) and None not in values + reference
+    return paired(values, reference, digits), difference(values, reference)[2] if known else math.nan
+
+
 def holm(ps: list[float], level: float = 0.05) -> float:
     """The largest p that survives Holm's correction for all of them; -1 if none does."""
     kept = itertools.takewhile(lambda at: at[1] <= level / (len(ps) - at[0]), enumerate(sorted(ps)))
@@ -207,6 +213,19 @@ def holm(ps: list[float], level: float = 0.05) -> float:
 def cell(name: str) -> str:
     """A name in a Markdown table, as it is."""
     return re.sub(r"([\\|$_*`<])", r"\\\1", " ".join(name.split()))
+
+
+def markdown(head: list[str], rows: list[list[str | tuple[str, float]]], reference: str = "") -> str:
+    """A table. A cell may have its p beside it; it gets a * if it survives Holm's correction for all of the table."""
+    ps = [each[1] for row in rows for each in row if type(each) is tuple and not math.isnan(each[1])]
+    limit = holm(ps)
+    told = [[each if type(each) is str else each[0] + " *" * (each[1] <= limit) for each in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *told)]
+    lines.insert(1, "|---" * len(head) + "|")
+    if ps:
+        kept, against = sum(p <= limit for p in ps), f" with {cell(reference)}" if reference else ""
+        lines += ["", f"{len(ps)} comparisons{against}; *: the {kept} that survive Holm's correction."]
+    return "\n".join(lines) + "\n"
 
 
 def in_common(own: dict[str, dict], base: dict[str, dict], value: Callable[[dict], float | None]) -> tuple[list, list]:
@@ -227,9 +246,7 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
 
     def compared(name: str, value: Callable[[dict], float | None], digits: int) -> list:
         """Two cells: a value's mean over the seeds of a run, and its difference from the reference with its p."""
-        two = in_common(results[name], results[reference], value)
-        p = math.nan if None in two[0] + two[1] or not two[0] else difference(*two)[2]
-        gap = "" if name == reference else (paired(*two, digits), p)
+        gap = "" if name == reference else tested(*in_common(results[name], results[reference], value), digits)
         return [spread([value(run) for run in results[name].values()], digits), gap]
 
     rows = []
@@ -251,15 +268,7 @@ def table(results: dict[str, dict[str, dict]], reference: str) -> str:
             row += compared(name, lambda run: run["met_loss"], 2) + compared(name, lambda run: run["forgotten"], 2)
         rows.append(row)
         rows += [mean_row + [""] * (len(head) - len(mean_row)) for mean_row in means.values()]
-    ps = [each[1] for row in rows for each in row if type(each) is tuple and not math.isnan(each[1])]
-    for row in rows:
-        row[:] = [each if type(each) is str else each[0] + " *" * (each[1] <= holm(ps)) for each in row]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
-    lines.insert(1, "|---" * len(head) + "|")
-    if ps:
-        kept = sum(p <= holm(ps) for p in ps)
-        lines += ["", f"{len(ps)} comparisons with {cell(reference)}; *: the {kept} that survive Holm's correction."]
-    return "\n".join(lines) + "\n"
+    return markdown(head, rows, reference)
 
 
 def save(figure: Any, file: Path) -> None:
