@@ -139,20 +139,37 @@ def ends(kept: dict[str, dict], run: str, what: str = "loss") -> dict[str, float
     return {seed: one["end"][what] for seed, one in seeds.items()}
 
 
+def trained_again(kept: dict[str, dict], text: str, percent: int = GIVEN_UP[-1]) -> dict[str, float]:
+    """Seed -> held-out loss of `random` on all of its text, for as many passes as the run that gave up text was given.
+
+    It is taken from the evaluation of `random` that is nearest.
+    """
+    whole, part = (kept["e7-size"].get(f"random{gave} ({text})", {}) for gave in ("", f" gives up {percent} %"))
+    found = {}
+    for seed in filter(part.__contains__, whole):
+        end, losses = part[seed]["end"]["update"] / (1 - percent / 100), whole[seed]["losses"]
+        found[seed] = losses[min(losses, key=lambda update: abs(int(update) - end))]
+    return found
+
+
 def sizes(kept: dict[str, dict]) -> tuple[list[str], str]:
     """The texts that have been run, and Markdown: what idling ends at, and how far it is from its rivals."""
     found = [text for text in map(str, (*SIZES, "books")) if ends(kept, OWN.format(text))]
     head = ["text", "recipe and idle", "by the first rule", "random, stopped by an oracle"]
-    head += [f"gives up {p} %" for p in GIVEN_UP] + ["recipe and idle against the oracle"]
+    head += [f"gives up {p} %" for p in GIVEN_UP] + [f"stopped by {GIVEN_UP[-1]} %, then again on all of it"]
+    head += ["recipe and idle against the oracle", "against that trained again"]
     head += ["against the best that gives up text", "worst tenth", "minimal pairs"]
     rows = []
     for text in found:
         own, rivals = OWN.format(text), [f"random gives up {p} % ({text})" for p in GIVEN_UP]
         oracle = {seed: one["best"]["loss"] for seed, one in kept["e7-size"][f"random ({text})"].items()}
-        losses = [ends(kept, own), ends(kept, FIRST.format(text)), oracle, *(ends(kept, rival) for rival in rivals)]
+        again = trained_again(kept, text)
+        losses = [ends(kept, own), ends(kept, FIRST.format(text)), oracle]
+        losses += [*(ends(kept, rival) for rival in rivals), again]
         best = min(rivals, key=lambda rival: np.mean(list(ends(kept, rival).values())))
         cells = [compare.spread(list(one.values()), 3) for one in losses]
-        cells += [compare.tested(*compare.in_common(losses[0], one, float), 3) for one in (oracle, ends(kept, best))]
+        for other in (oracle, again, ends(kept, best)):
+            cells.append(compare.tested(*compare.in_common(losses[0], other, float), 3))
         for what, digits in (("worst", 2), ("pairs", 1)):
             if (text, what) == ("books", "pairs"):
                 cells.append("")
@@ -192,12 +209,14 @@ def draw_sizes(kept: dict[str, dict], texts: list[str], file: Path) -> None:
     ax = figure.subplots()
     runs = {"recipe and idle: all of its text": OWN}
     runs |= {f"random, stopped by {p} % of its text": f"random gives up {p} % ({{}})" for p in GIVEN_UP}
+    runs["then trained again on all of it"] = ""
     for i, (name, run) in enumerate(runs.items()):
         for x, text in enumerate(texts):
             oracle = {seed: one["best"]["loss"] for seed, one in kept["e7-size"][f"random ({text})"].items()}
-            gap, half, _ = compare.difference(*compare.in_common(ends(kept, run.format(text)), oracle, float))
-            look = {"fmt": "osD^"[i], "color": compare.COLOURS[i + 1], "capsize": 3, "label": name if not x else None}
-            ax.errorbar(x + 0.12 * (i - 1.5), gap, yerr=None if np.isnan(half) else half, **look)
+            own = ends(kept, run.format(text)) if run else trained_again(kept, text)
+            gap, half, _ = compare.difference(*compare.in_common(own, oracle, float))
+            look = {"fmt": "osD^v"[i], "color": compare.COLOURS[i + 1], "capsize": 3, "label": name if not x else None}
+            ax.errorbar(x + 0.12 * (i - 2), gap, yerr=None if np.isnan(half) else half, **look)
     ax.axhline(0, color="black", linewidth=1)
     ax.set_xticks(range(len(texts)), [f"{text} batches" if text != "books" else "four books" for text in texts])
     ax.set(ylabel="held-out loss against random\nstopped by an oracle, nats", xlabel="text to train on")

@@ -247,6 +247,12 @@ def test_text_is_given_up_and_runs_are_scored_where_it_would_stop_them(tmp_path,
     assert found["end"]["update"] == min(by, key=by.get)
 
 
+def test_what_was_stopped_by_a_part_is_trained_again_for_as_many_passes():
+    whole = {"0": {"losses": {"8": 4.0, "10": 3.0, "12": 5.0}}, "1": {"losses": {"10": 3.5}}}
+    kept = {"e7-size": {"random (4)": whole, "random gives up 20 % (4)": {"0": {"end": {"update": 8}}}}}
+    assert e7.trained_again(kept, "4") == {"0": 3.0}  # 8 updates of four fifths are ten of the whole
+
+
 def test_one_source_comes_after_another_and_each_may_have_one_anchor(sources, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(e9, "SOURCES", {"1-low": "low", "2-high": "high"})
