@@ -53,31 +53,28 @@ def table(results: dict[str, dict[str, dict]]) -> str:
         rows.append([rates[0], compare.spread([loss(run) for run in base.values()], 3)])
         for own in others:
             rows[-1].append(compare.spread([loss(run) for run in own.values()], 3))
-            rows[-1] += [
-                compare.tested(*compare.in_common(own, base, value), n) for value, n in ((loss, 3), (pairs, 1))
-            ]
+            for value, digits in ((loss, 3), (pairs, 1)):
+                rows[-1].append(compare.tested(*compare.in_common(own, base, value), digits))
     wide = {method: width([float(rate) for rate in METHODS[method]], means(results, method)) for method in METHODS}
-    told = ", ".join(f"{method} {'at least ' * ends}{factor:.0f}" for method, (factor, ends) in wide.items())
+    told = ", ".join(f"{method} {'at least ' * ends}{factor:.1f}" for method, (factor, ends) in wide.items())
     return compare.markdown(head, rows) + f"\nRates within 0.1 nats of a method's best span a factor of: {told}.\n"
 
 
 def draw(results: dict[str, dict[str, dict]]) -> None:
     """Loss over the learning rate, a line for each method; that of BCP is drawn at a quarter of its rate, too."""
     with matplotlib.rc_context(compare.LOOK):
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure = Figure(figsize=(7.5, 4.5), layout="constrained")
         ax = figure.subplots()
         for i, (method, rates) in enumerate(METHODS.items()):
-            runs = [[loss(run) for run in results[f"{method}, {rate}"].values()] for rate in rates]
-            at, name = (
-                [float(rate) for rate in rates],
-                {"bcp": "BCP, p = 2, C = 1", "random": "plain"}.get(method, method),
+            losses = [[loss(run) for run in results[f"{method}, {rate}"].values()] for rate in rates]
+            look = {"marker": "osD"[i], "color": compare.COLOURS[i], "capsize": 3, "label": NAMES[method]}
+            ax.errorbar(
+                [float(rate) for rate in rates], means(results, method), [np.std(one) for one in losses], **look
             )
-            look = {"marker": "osD"[i], "color": compare.COLOURS[i], "capsize": 3}
-            ax.errorbar(at, [np.mean(one) for one in runs], [np.ptp(one) / 2 for one in runs], label=name, **look)
         ax.plot([float(rate) / 4 for rate in METHODS["bcp"]], means(results, "bcp"), "s--", color=compare.COLOURS[1],
                 markerfacecolor="white", label="BCP at a quarter of its rate")  # fmt: skip
         ax.set(xscale="log", xlabel="learning rate", ylabel="validation loss, nats per token")
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.05, 1))
         compare.save(figure, FILE)
 
 
