@@ -155,8 +155,10 @@ def draw(kept: dict[str, dict[str, dict]], file: Path) -> None:
             for i, (method, runs) in enumerate(methods.items()):
                 points = [[old_and_new(one, stage) for one in kept[run].values()] for run in runs]
                 past, new = np.array([np.mean(some, axis=0) for some in points]).T
-                line = {"linestyle": "-" if method.startswith("plain") else "", "marker": "osD^v<P"[i % 7], "markersize": 6}
-                ax.plot(new, past, color=compare.COLOURS[i % 7], label=method, **line)
+                line = "-" if method.startswith("plain") else ""
+                ax.plot(
+                    new, past, line, marker="osD^v<PX*"[i], color=compare.COLOURS[i % 7], markersize=6, label=method
+                )
             ax.set(xlabel=f"loss on {stage[2:]}, the new source, nats per token", title=f"after {stage[2:]}",
                    ylabel="loss on the sources before it")  # fmt: skip
         figure.axes[-1].legend(frameon=False, title="lower left is better")
