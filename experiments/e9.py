@@ -112,16 +112,17 @@ def old_and_new(run: dict[str, dict], stage: str) -> tuple[float, float]:
 def beyond(kept: dict[str, dict[str, dict]], run: str, stage: str) -> list[float]:
     """By seed, how much more a run has lost of what is past than plain training at a rate with the same new loss.
 
-    Between its rates plain training's losses are interpolated, over those that no other rate is better than in both;
-    outside of them the nearest one counts.
+    Plain training of more updates does not count, but that of the fewest always does. Between its rates its losses are
+    interpolated, over those that no other is better than in both; outside of them the nearest one counts.
     """
-    gaps = []
+    gaps, last = [], list(SOURCES)[-1]
     for seed, one in kept[run].items():
-        rates = [kept[name][seed] for name in kept if name.startswith("plain") and seed in kept[name]]
-        plain = [old_and_new(rate, stage) for rate in rates]
-        best = [(old, new) for old, new in plain if not any(o < old and n < new for o, n in plain)]
+        plain = [kept[name][seed] for name in kept if name.startswith("plain") and seed in kept[name]]
+        most = 1.02 * max([one[last]["update"], *(sorted(rate[last]["update"] for rate in plain)[:1])])
+        points = [old_and_new(rate, stage) for rate in plain if rate[last]["update"] <= most]
+        best = [(new, old) for old, new in points if not any(o < old and n < new for o, n in points)]
         if best:
-            olds, news = zip(*sorted(best, key=lambda point: point[1]), strict=True)
+            news, olds = zip(*sorted(best), strict=True)
             old, new = old_and_new(one, stage)
             gaps.append(old - float(np.interp(new, news, olds)))
     return gaps
@@ -148,20 +149,19 @@ def draw(kept: dict[str, dict[str, dict]], file: Path) -> None:
 
     methods: dict[str, list[str]] = {}
     for run in kept:
-        methods.setdefault(run.partition(",")[0], []).append(run)
+        once = run.startswith("BCP") and "within" not in run
+        methods.setdefault("BCP, the text once" if once else run.partition(",")[0], []).append(run)
     with matplotlib.rc_context(compare.LOOK):
-        figure = Figure(figsize=(11, 5), layout="constrained")
+        figure = Figure(figsize=(13, 5), layout="constrained")
         for ax, stage in zip(figure.subplots(1, 2), list(SOURCES)[1:], strict=True):
             for i, (method, runs) in enumerate(methods.items()):
                 points = [[old_and_new(one, stage) for one in kept[run].values()] for run in runs]
                 past, new = np.array([np.mean(some, axis=0) for some in points]).T
-                line = "-" if method.startswith("plain") else ""
-                ax.plot(
-                    new, past, line, marker="osD^v<PX*"[i], color=compare.COLOURS[i % 7], markersize=6, label=method
-                )
+                ax.plot(new, past, ls="-" if method.startswith("plain") else "none", marker="osD^v<P>X*"[i],
+                        color=compare.COLOURS[i % 7], markersize=6, label=method)  # fmt: skip
             ax.set(xlabel=f"loss on {stage[2:]}, the new source, nats per token", title=f"after {stage[2:]}",
                    ylabel="loss on the sources before it")  # fmt: skip
-        figure.axes[-1].legend(frameon=False, title="lower left is better")
+        figure.legend(*ax.get_legend_handles_labels(), frameon=False, title="lower left is better", loc="outside right")
         compare.save(figure, file)
 
 
@@ -178,13 +178,11 @@ def main() -> int | None:
             parser.error(f"{args.corpus}: is no folder with the folders {', '.join(SOURCES.values())}")
         return prepare(args.corpus, args.words, held_out=4000)
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
-    made = Path("results/e9.json")
-    for run, seeds in json.loads(made.read_text())["results"].items() if made.exists() else ():
-        for seed in seeds:
-            if seed not in kept.setdefault(run, {}):
-                kept[run][seed] = compare.rounded(score(compare.folder("e9", run, seed)))
-                compare.keep(FILE, kept)
-    kept = {run: seeds for run, seeds in kept.items() if seeds}
+    runs = json.loads(Path("results/e9.json").read_text())["results"]
+    for run, seed in ((run, seed) for run, seeds in runs.items() for seed in seeds if seed not in kept.get(run, {})):
+        kept.setdefault(run, {})[seed] = compare.rounded(score(compare.folder("e9", run, seed)))
+        compare.keep(FILE, kept)
+    kept = {run: dict(sorted(kept[run].items())) for run in runs if runs[run]}
     FILE.with_suffix(".md").write_text(table(kept))
     draw(kept, FILE)
     print(table(kept))

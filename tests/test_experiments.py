@@ -275,8 +275,8 @@ def test_one_source_comes_after_another_and_each_may_have_one_anchor(sources, tm
     past, new = e9.old_and_new(found, "2-high")
     assert f"| L2 | 1 | {config['batches']} | {past:.2f} | {new:.2f} |  |" in e9.table({"L2": {"0": found}})
 
-    def after(past: float, new: float) -> dict:
-        return {"0": {"1-low": None, "2-high": {"update": 9, "losses": {"1-low": past, "2-high": new}}}}
+    def after(past: float, new: float, update: int = 9) -> dict:
+        return {"0": {"1-low": None, "2-high": {"update": update, "losses": {"1-low": past, "2-high": new}}}}
 
     kept = {
         "plain, 1": after(4.0, 6.0),
@@ -286,6 +286,9 @@ def test_one_source_comes_after_another_and_each_may_have_one_anchor(sources, tm
     }
     assert e9.beyond(kept, "BCP", "2-high") == [pytest.approx(-0.1)]  # halfway between the two rates that count: 4.5
     assert e9.beyond(kept | {"BCP": after(4.4, 7.0)}, "BCP", "2-high") == [pytest.approx(0.4)]
+    kept["plain with more passes"] = after(4.2, 5.5, update=12)
+    assert e9.beyond(kept, "BCP", "2-high") == [pytest.approx(-0.1)]
+    assert e9.beyond(kept | {"BCP": after(4.4, 5.5, update=12)}, "BCP", "2-high") == [pytest.approx(0.2)]
 
 
 def test_a_block_above_the_goal_weighs_more_in_every_pass(tmp_path, cache, monkeypatch):
