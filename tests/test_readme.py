@@ -72,6 +72,8 @@ def test_the_lines_of_code_beside_the_algorithm_stand_in_the_code():
         "e6-facts",
         "e6-text",
         "e7-scores",
+        "e8-rates",
+        "dual-scores",
         "chaos",
         "goal",
         "laws",
