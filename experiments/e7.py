@@ -205,11 +205,11 @@ def draw_sizes(kept: dict[str, dict], texts: list[str], file: Path) -> None:
     """Held-out loss against `random` stopped by an oracle, by size of the text: idling, and the rivals."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
     ax = figure.subplots()
-    runs = {"recipe and idle: all of its text": OWN}
-    runs |= {f"random, stopped by {p} % of its text": f"random gives up {p} % ({{}})" for p in GIVEN_UP}
-    runs["then trained again on all of it"] = ""
+    runs = {"recipe and idle": OWN}
+    runs |= {f"random, stopped by {p} %": f"random gives up {p} % ({{}})" for p in GIVEN_UP}
+    runs[f"by {GIVEN_UP[-1]} %, then again on all of it"] = ""
     for i, (name, run) in enumerate(runs.items()):
         for x, text in enumerate(texts):
             oracle = {seed: one["best"]["loss"] for seed, one in kept["e7-size"][f"random ({text})"].items()}
@@ -220,7 +220,7 @@ def draw_sizes(kept: dict[str, dict], texts: list[str], file: Path) -> None:
     ax.axhline(0, color="black", linewidth=1)
     ax.set_xticks(range(len(texts)), [f"{text} batches" if text != "books" else "four books" for text in texts])
     ax.set(ylabel="held-out loss against random\nstopped by an oracle, nats", xlabel="text to train on")
-    ax.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     compare.save(figure, file.with_name("e7-size"))
 
 

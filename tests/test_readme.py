@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments import e6 as answers
+from experiments import e7 as few
 from tools.compare import late, paired, spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,10 +138,11 @@ def test_the_sentences_of_the_answer_are_those_of_the_results():
     best, end = (statistics.fmean(one[at]["loss"] for one in plain) for at in ("best", "end"))
     stopped = min(statistics.fmean(one["end"]["loss"] for one in e7["e7-size"][f"random gives up {p} % (8)"].values())
                   for p in (5, 10, 20))  # fmt: skip
+    again = statistics.fmean(few.trained_again(e7, "8").values())
     sentences = [
         f"overfits from {best:.2f} nats to {end:.2f}, and",
         f"stops by itself at {statistics.fmean(one['end']['loss'] for one in idle):.2f}",
-        f"to be stopped in time ends at {stopped:.2f} or more",
+        f"to be stopped in time ends at {stopped:.2f} or more, or at {again:.2f} if it is then trained again",
         f"plain training has {last['random']:.0f} % of the minimal pairs, "
         f"p = 1 has {last[answers.PAPER]:.0f} % in random order "
         f"and {last['bcp, p = 1']:.0f} % sorted, and p = 2 has {last['bcp, p = 2, random order']:.0f} %",
